@@ -1,0 +1,34 @@
+"""Attention modules and region-aware convolution for MMDetection, with AP by object size.
+
+Importing this package is light: neither torch nor any mm* package is loaded, so that the
+evaluation tools answer at once. It does two things: it says which stack is missing, if one
+is, and it offers operators for an mmcv that was installed without compiled ones
+(:mod:`mmattn.compat`). Do it before ``import mmdet`` when mmcv has no compiled operators.
+"""
+
+import importlib
+import warnings
+
+from mmattn import _stack, compat
+from mmattn._version import __version__
+
+__all__ = ["__version__"]
+
+compat.install()
+if _problem := _stack.problem():
+    warnings.warn(_problem, stacklevel=2)
+
+
+def __getattr__(name: str):
+    """``mmattn.SGE`` and the other public classes, imported at first use."""
+    if not name.startswith("_"):
+        try:
+            return importlib.import_module(f"mmattn.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"mmattn.{name}":
+                raise
+        for module in ("mmattn.plugins", "mmattn.convs"):
+            namespace = importlib.import_module(module)
+            if name in namespace.__all__:
+                return getattr(namespace, name)
+    raise AttributeError(f"module 'mmattn' has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""The convolution layers, with ``nn.Conv2d``'s signature: one paper a file."""
+
+from mmattn.convs.gct_conv import GCTConv2d
+
+__all__ = ["GCTConv2d"]

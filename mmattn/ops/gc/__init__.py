@@ -1,0 +1,70 @@
+"""The global context block."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmattn.ops._backend import check_map, select
+from mmattn.ops.gc import eager, reference
+
+_IMPLEMENTATIONS = {"reference": reference.gc, "eager": eager.gc}
+
+
+class GCTransform(NamedTuple):
+    """Parameters of the bottleneck ``w2 relu(LayerNorm(w1 context + b1)) + b2``.
+
+    Weights may be matrices or 1x1 kernels: (P, C) or (P, C, 1, 1), (P,) or (P, 1, 1).
+    """
+
+    w1: Tensor  # (P, C)
+    b1: Tensor  # (P,)
+    norm_weight: Tensor  # (P,)
+    norm_bias: Tensor  # (P,)
+    w2: Tensor  # (C, P)
+    b2: Tensor  # (C,)
+
+    def to(self, dtype: torch.dtype) -> GCTransform:
+        """The same parameters in another dtype."""
+        return GCTransform(*(p.to(dtype) for p in self))
+
+
+def gc(
+    x: Tensor,
+    mask_weight: Tensor | None,
+    mask_bias: Tensor | None,
+    add: GCTransform | None = None,
+    mul: GCTransform | None = None,
+    gate_scale: Tensor | None = None,
+) -> Tensor:
+    """Global context block: adds to, or scales, every position by one context of the whole map.
+
+    ::
+
+        ctx = sum_i softmax_i(mask_weight x_i + mask_bias) x_i   over the positions i
+        f(ctx) = w2 relu(LayerNorm(w1 ctx + b1)) + b2            each fusion has its own f
+        y = x * sigmoid(f_mul(ctx)) / gate_scale + f_add(ctx)
+
+    Paper: GCNet, https://arxiv.org/abs/1904.11492.
+
+    Args:
+        x: Feature map (N, C, H, W).
+        mask_weight: (1, C, 1, 1), or None for average pooling, ``ctx = mean_hw(x)``.
+        mask_bias: (1,), or None with ``mask_weight``.
+        add: Parameters of the additive fusion, or None.
+        mul: Parameters of the multiplicative fusion, or None.
+        gate_scale: Scalar that divides the multiplicative gate; None for 1.
+
+    Returns:
+        (N, C, H, W), dtype and memory format of ``x``.
+
+    Raises:
+        ValueError: ``x`` is not (N, C, H, W), or there is neither ``add`` nor ``mul``.
+        TypeError: ``x`` is not floating point.
+    """
+    if add is None and mul is None:
+        raise ValueError("gc expects parameters for add, mul, or both, got neither")
+    check_map("gc", x, (add or mul).w1.shape[1])
+    return select("gc", _IMPLEMENTATIONS)(x, mask_weight, mask_bias, add, mul, gate_scale)

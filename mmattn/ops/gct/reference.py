@@ -1,0 +1,35 @@
+"""Gated channel transformation as the paper writes it (arXiv 1909.11519, equations 3 to 6)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmattn.ops._backend import scaled
+
+GATES = {
+    "1+tanh": lambda z: 1 + torch.tanh(z),
+    "sigmoid": torch.sigmoid,
+    "1+elu": lambda z: 1 + F.elu(z),
+}
+
+
+def gct(
+    x: Tensor,
+    alpha: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps=1e-5,
+    norm="l2",
+    after_relu=False,
+    gate="1+tanh",
+    gate_scale=None,
+) -> Tensor:
+    if norm == "l2":
+        e = alpha * (x.square().sum((2, 3), keepdim=True) + eps).sqrt()
+        n = gamma / (e.square().mean(1, keepdim=True) + eps).sqrt()
+    else:
+        e = alpha * (x if after_relu else x.abs()).sum((2, 3), keepdim=True)
+        n = gamma / (e.abs().mean(1, keepdim=True) + eps)
+    return x * scaled(GATES[gate](e * n + beta), gate_scale)

@@ -1,0 +1,120 @@
+"""What every attention module has in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+
+
+def check_positive_int(owner: str, name: str, value) -> int:
+    """Returns ``value``, or raises in the name of ``owner`` unless it is an integer above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{owner} expects {name} to be an integer above 0, got {value!r}")
+    return value
+
+
+def check_choice(owner: str, name: str, value, choices) -> None:
+    """Raises in the name of ``owner`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(
+            f"{owner} expects {name} to be one of {', '.join(map(repr, choices))}, got {value!r}"
+        )
+
+
+class AttentionModule(BaseModule):
+    """An attention module: (N, C, H, W) in, the same shape, dtype and memory format out.
+
+    A subclass names its parameters as the authors' release does, sets ``_abbr_`` to the
+    attribute name there (a file format: it never changes), restores its documented initial
+    state in :meth:`reset_parameters`, and calls an operator of :mod:`mmattn.ops`.
+
+    With ``identity_init=True`` the model computes at step 0 exactly what it computed without
+    the module: the gate starts at its neutral value and is divided by it. The divisor is the
+    buffer ``gate_scale``, so that a checkpoint carries it. Weights trained without it
+    (official ones) set it to 1 on loading.
+
+    Args:
+        in_channels: C.
+        identity_init: Start as identity, by a zeroed last factor and a gate over its neutral
+            value.
+        neutral: What the gate is while its last factor is zero; 1 needs no divisor.
+
+    Raises:
+        ValueError: ``in_channels`` is not an integer above 0.
+        TypeError: ``identity_init`` is not a bool.
+        RuntimeError: On loading weights with a ``gate_scale`` into a module that has none.
+    """
+
+    _abbr_: str
+
+    def __init__(self, in_channels: int, identity_init: bool, neutral: float):
+        super().__init__()
+        name = type(self).__name__
+        if not isinstance(identity_init, bool):
+            raise TypeError(f"{name} expects identity_init to be a bool, got {identity_init!r}")
+        self.in_channels = check_positive_int(name, "in_channels", in_channels)
+        self.identity_init = identity_init
+        divides = identity_init and neutral != 1
+        self.register_buffer("gate_scale", torch.tensor(float(neutral)) if divides else None)
+
+    @property
+    def identity_at_init(self) -> bool:
+        """Whether the module computes y = x after :meth:`init_weights`."""
+        return self.identity_init
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Restores the documented initial values."""
+
+    def init_weights(self) -> None:
+        """Restores the documented initial state, whatever a parent's ``init_cfg`` did to it."""
+        self.reset_parameters()
+        self._is_init = True
+
+    def _hidden_channels(self, ratio: int) -> int:
+        """C // ratio, with ``ratio`` checked."""
+        name = type(self).__name__
+        if isinstance(ratio, float) and 0 < ratio < 1:
+            raise ValueError(
+                f"{name} expects ratio as an integer divisor of the channels, got the fraction "
+                f"{ratio}; for that share give ratio={round(1 / ratio)}"
+            )
+        check_positive_int(name, "ratio", ratio)
+        if ratio > self.in_channels:
+            raise ValueError(
+                f"{name} expects ratio to be at most the number of channels, "
+                f"got ratio={ratio} for in_channels={self.in_channels}"
+            )
+        return self.in_channels // ratio
+
+    _last_load = None  # the list of missing keys of the load that was logged last
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, *args, **kwargs
+    ):
+        key = f"{prefix}gate_scale"
+        if self.gate_scale is None and key in state_dict:
+            raise RuntimeError(
+                f"the weights hold {key}: they were trained with identity_init=True, but this "
+                f"{type(self).__name__} was built without; set identity_init=True in its config"
+            )
+        if (
+            self.gate_scale is not None
+            and key not in state_dict
+            and any(prefix + name in state_dict for name, _ in self.named_parameters())
+        ):
+            state_dict[key] = torch.ones(())
+            # every module of one load gets the same list: one line a load, not one a module
+            if AttentionModule._last_load is not missing_keys:
+                AttentionModule._last_load = missing_keys
+                print_log(
+                    f"mmattn: the weights of {prefix.rstrip('.') or type(self).__name__} (and of "
+                    "others, if any) were trained without gate_scale; it is set to 1",
+                    logger="current",
+                )
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, *args, **kwargs
+        )

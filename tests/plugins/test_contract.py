@@ -1,0 +1,262 @@
+"""The contract of a plug-in, generated for every registered one."""
+
+import copy
+import inspect
+import pickle
+
+import pytest
+import torch
+from mmcv.cnn import build_plugin_layer
+
+from mmattn.ops import use_backend
+from tests.zoo import CASES, IDS, INERT, PLUGINS, assert_close, scramble
+
+C = 64
+every_case = pytest.mark.parametrize(("name", "arguments"), CASES, ids=IDS)
+every_plugin = pytest.mark.parametrize("name", sorted(PLUGINS))
+
+DTYPES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last),
+    "sliced": lambda x: torch.cat([x, x], 3)[..., : x.shape[3]],
+    "sliced channels": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
+    "expanded batch": lambda x: x[:1].expand_as(x) if len(x) else x,
+}
+SHAPES = [(2, C, 7, 9), (3, C, 1, 1), (2, C, 1, 5), (0, C, 4, 4)]
+
+
+def build(name, arguments, **more):
+    torch.manual_seed(0)
+    _, module = build_plugin_layer(dict(type=f"mmattn.{name}", **arguments, **more), in_channels=C)
+    return module
+
+
+def run(module, x, dy):
+    """Output, input gradient and parameter gradients for a random upstream gradient."""
+    x = x.detach().requires_grad_()
+    module.zero_grad()
+    y = module(x)
+    y.backward(dy)
+    return y, x.grad, {k: p.grad for k, p in module.named_parameters()}
+
+
+@every_case
+@pytest.mark.filterwarnings("ignore:std.*degrees of freedom")  # of the reference, for N = 0
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values_gradients_dtype_and_layout(name, arguments, shape, dtype, layout):
+    """Equal to the equation in float64, whatever the dtype and layout of the input."""
+    module = scramble(build(name, arguments)).to(dtype)
+    x = LAYOUTS[layout](torch.randn(shape).to(dtype))
+    dy = torch.randn(shape).to(dtype)
+    y, dx, gradients = run(module, x, dy)
+    with use_backend("reference"):
+        expected = run(copy.deepcopy(module).double(), x.double(), dy.double())
+
+    assert y.dtype == dtype
+    if y.numel():  # an empty map has no order
+        last = layout == "channels_last"
+        order = torch.channels_last if last else torch.contiguous_format
+        assert y.is_contiguous(memory_format=order)
+    tolerance = DTYPES[dtype]
+    assert_close(y, expected[0], tolerance, "y")
+    assert_close(dx, expected[1], 4 * tolerance, "dx")
+    for key, gradient in gradients.items():
+        assert torch.isfinite(gradient).all(), key
+        assert_close(gradient, expected[2][key], 8 * tolerance, key)
+
+
+@every_case
+def test_float16_does_not_overflow(name, arguments):
+    """Sums over a large map leave float16's range long before its mean does."""
+    module = build(name, arguments).half()
+    x = (100 + 50 * torch.randn(1, C, 40, 40)).half()
+    y, dx, _ = run(module, x, torch.randn(x.shape).half())
+    with use_backend("reference"):
+        expected = copy.deepcopy(module).double()(x.double())
+    assert_close(y, expected, 3e-3)
+    assert torch.isfinite(dx).all()
+
+
+@every_case
+def test_autocast_keeps_statistics_in_full_precision(name, arguments):
+    module = scramble(build(name, arguments))
+    x = torch.randn(2, C, 7, 9)
+    expected = module(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(module(x), expected, 1e-5)
+        y = module(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    assert_close(y, expected, 2e-2)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_identity_init_is_identity(name, arguments, dtype, training):
+    module = build(name, arguments, identity_init=True).to(dtype).train(training)
+    assert module.identity_at_init
+    x = (3 * torch.randn(2, C, 7, 9)).to(dtype)
+    assert torch.equal(module(x), x)
+    assert torch.equal(module(x[..., :1, :1]), x[..., :1, :1])
+
+
+@every_case
+def test_identity_init_learns_every_parameter(name, arguments):
+    module = build(name, arguments, identity_init=True)
+    # a parameter in front of a zero gets its first gradient only at the second step
+    start = {k: p.detach().clone() for k, p in module.named_parameters()}
+    optimizer = torch.optim.SGD(module.parameters(), 0.1) if start else None
+    for _ in range(3 if start else 0):
+        x = torch.randn(2, C, 7, 9)
+        loss = (module(x) * torch.randn_like(x)).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for key, parameter in module.named_parameters():
+        if key not in INERT.get(name, ()):
+            moved = (parameter - start[key]).abs() > 0
+            # a ReLU that is off for both samples leaves its unit where it was
+            assert moved.float().mean() > 0.3, key
+
+
+@every_case
+@pytest.mark.parametrize("identity_init", [True, False])
+def test_identity_at_init_tells_the_truth(name, arguments, identity_init):
+    module = build(name, arguments, identity_init=identity_init)
+    x = torch.randn(2, C, 7, 9)
+    assert module.identity_at_init == torch.equal(module(x), x)
+
+
+@every_case
+def test_init_weights_restores_the_initial_state(name, arguments):
+    module = build(name, arguments)
+    constant = {k: v for k, v in module.state_dict().items() if v.unique().numel() == 1}
+    module.init_weights()
+    torch.manual_seed(1)
+    module.init_weights()
+    first = copy.deepcopy(module.state_dict())
+    scramble(module)
+    torch.manual_seed(1)
+    module.init_weights()
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, first[key]), key
+        assert key not in constant or torch.equal(value, constant[key]), key
+
+
+@every_case
+def test_identity_init_weights_into_a_module_without_it(name, arguments):
+    source = build(name, arguments, identity_init=True)
+    target = build(name, arguments)
+    if source.gate_scale is None:
+        target.load_state_dict(source.state_dict())
+    else:
+        with pytest.raises(RuntimeError, match=r"gate_scale.*identity_init=True"):
+            target.load_state_dict(source.state_dict(), strict=False)
+
+
+@every_case
+def test_official_weights_into_a_module_with_identity_init(name, arguments):
+    """The computation is the official one, not the official one over the neutral gate."""
+    source = scramble(build(name, arguments))
+    target = build(name, arguments, identity_init=True)
+    target.load_state_dict(source.state_dict(), strict=True)
+    x = torch.randn(2, C, 7, 9)
+    assert torch.equal(source(x), target(x))
+    # and again through a checkpoint of the target
+    again = build(name, arguments, identity_init=True)
+    again.load_state_dict(target.state_dict())
+    assert torch.equal(source(x), again(x))
+
+
+@every_case
+def test_weights_of_a_plain_model_leave_the_identity(name, arguments):
+    model = torch.nn.ModuleDict(
+        {"conv": torch.nn.Conv2d(3, C, 1), "plugin": build(name, arguments, identity_init=True)}
+    )
+    model.load_state_dict({f"conv.{k}": v for k, v in model["conv"].state_dict().items()}, False)
+    x = torch.randn(2, C, 7, 9)
+    assert torch.equal(model["plugin"](x), x)
+
+
+@every_case
+def test_copies_and_pickles_compute_the_same(name, arguments):
+    module = scramble(build(name, arguments))
+    x = torch.randn(2, C, 3, 4)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(twin(x), module(x))
+
+
+@every_case
+def test_compiles_to_one_graph(name, arguments):
+    module = scramble(build(name, arguments))
+    x = torch.randn(2, C, 3, 4)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    assert_close(compiled(x), module(x), 1e-6)
+
+
+@every_plugin
+def test_bad_input(name):
+    module = build(name, {})
+    with pytest.raises(ValueError, match=rf"\(N, {C}, H, W\), got shape \(2, {C}, 5\)|\(N, C, H"):
+        module(torch.randn(2, C, 5))
+    with pytest.raises(ValueError, match=r"got shape \(2, 65, 3, 3\)|65 channels"):
+        module(torch.randn(2, C + 1, 3, 3))
+    with pytest.raises(TypeError, match=r"floating-point .* got torch.int64"):
+        module(torch.ones(2, C, 3, 3, dtype=torch.int64))
+    for channels in (0, -1, 6.4, "64"):
+        with pytest.raises(ValueError, match="in_channels to be an integer above 0"):
+            PLUGINS[name](in_channels=channels)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        PLUGINS[name](in_channels=C, rato=4)
+    with pytest.raises(TypeError, match="identity_init to be a bool"):
+        PLUGINS[name](in_channels=C, identity_init="yes")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in sorted(PLUGINS) if "ratio" in inspect.signature(PLUGINS[n]).parameters]
+)
+def test_bad_ratio(name):
+    with pytest.raises(ValueError, match="integer divisor.*ratio=16"):
+        PLUGINS[name](in_channels=C, ratio=1 / 16)
+    with pytest.raises(ValueError, match=r"at most the number of channels.*ratio=65.*64"):
+        PLUGINS[name](in_channels=C, ratio=65)
+    with pytest.raises(ValueError, match="ratio to be an integer above 0, got 0"):
+        PLUGINS[name](in_channels=C, ratio=0)
+
+
+@every_plugin
+def test_signature_and_docstring(name):
+    cls = PLUGINS[name]
+    parameters = inspect.signature(cls).parameters
+    assert next(iter(parameters)) == "in_channels"
+    assert all(p.kind == p.POSITIONAL_OR_KEYWORD for p in parameters.values())
+    assert parameters["identity_init"].default is False
+    assert isinstance(cls.__dict__["_abbr_"], str)
+    for section in (
+        "Paper:", "Reference:", "Deviations:", "Identity at init:", "Cost:", "Args:", "Shape:",
+        "Raises:",
+    ):  # fmt: skip
+        assert section in cls.__doc__, section
+    arguments = cls.__doc__.split("Args:")[1].split("Shape:")[0]
+    assert [line.split(":")[0].strip() for line in arguments.splitlines() if line[8:9].strip()] == (
+        list(parameters)
+    )
+
+
+def test_one_log_line_a_load(caplog, monkeypatch):
+    """Sixteen blocks of official weights are one line, not sixteen; a second load is another."""
+    lines = []
+    monkeypatch.setattr("mmattn.plugins.base.print_log", lambda text, **_: lines.append(text))
+    official = torch.nn.Sequential(*(build("SGE", {}) for _ in range(3)))
+    model = torch.nn.Sequential(*(build("SGE", {}, identity_init=True) for _ in range(3)))
+    model.load_state_dict(official.state_dict())
+    assert len(lines) == 1
+    assert "gate_scale" in lines[0]
+    model.load_state_dict(official.state_dict())
+    assert len(lines) == 2
+    model.load_state_dict(model.state_dict())
+    assert len(lines) == 2
