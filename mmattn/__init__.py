@@ -27,6 +27,7 @@ def __getattr__(name: str):
         except ModuleNotFoundError as error:
             if error.name != f"mmattn.{name}":
                 raise
+        _stack.require()
         for module in ("mmattn.plugins", "mmattn.convs"):
             namespace = importlib.import_module(module)
             if name in namespace.__all__:

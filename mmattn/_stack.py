@@ -32,14 +32,20 @@ def installed(package: str) -> tuple[str, str] | None:
     if spec is None or spec.origin is None:
         return None
     origin = Path(spec.origin).resolve()
-    candidates = []
+    editable = None
     for name in SUPPORTED[package]:
         for dist in metadata.distributions(name=name):
-            candidates.append((name, dist.version))
             if Path(dist.locate_file(f"{package}/__init__.py")).resolve() == origin:
                 return name, dist.version
-    # an editable install: its files are not where its metadata is
-    return candidates[0] if candidates else (package, "0")
+            if dist.read_text("direct_url.json"):  # its files are not where its metadata is
+                editable = name, dist.version
+    return editable or _unsupported(package)
+
+
+def _unsupported(package: str) -> tuple[str, str]:
+    """(distribution, version) of a package from some other distribution, mmcv-full say."""
+    names = metadata.packages_distributions().get(package)  # reads all metadata: slow
+    return (names[0], metadata.version(names[0])) if names else (package, "0")
 
 
 @functools.cache

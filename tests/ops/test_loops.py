@@ -89,10 +89,8 @@ def test_gc(pooling, fusion, scale):
         mean = sum(z) / p
         variance = sum((v - mean) ** 2 for v in z) / p
         z = [(v - mean) / math.sqrt(variance + 1e-5) for v in z]
-        z = [
-            max(v * a + b, 0.0) for v, a, b in zip(z, t.norm_weight.tolist(), t.norm_bias.tolist())
-        ]
-        return linear(t.w2, t.b2, z)
+        z = [z[k] * t.norm_weight[k].item() + t.norm_bias[k].item() for k in range(p)]
+        return linear(t.w2, t.b2, [max(v, 0.0) for v in z])
 
     y = x.clone()
     for n in range(N):
