@@ -28,7 +28,7 @@ def __getattr__(name: str):
             if error.name != f"mmattn.{name}":
                 raise
         _stack.require()
-        for module in ("mmattn.plugins", "mmattn.convs"):
+        for module in ("mmattn.plugins", "mmattn.convs", "mmattn.evaluation"):
             namespace = importlib.import_module(module)
             if name in namespace.__all__:
                 return getattr(namespace, name)
