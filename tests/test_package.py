@@ -60,8 +60,8 @@ def test_neither_stack(tmp_path):
     hide = (
         "import importlib.machinery as m\n"
         "find = m.PathFinder.find_spec\n"
-        "m.PathFinder.find_spec = lambda name, *a: "
-        "None if name in ('mmengine', 'mmcv', 'mmdet') else find(name, *a)\n"
+        "m.PathFinder.find_spec = lambda name, *a, **k: "
+        "None if name in ('mmengine', 'mmcv', 'mmdet') else find(name, *a, **k)\n"
     )
     done = python(hide + "import mmattn, mmattn.evaluation", path=tmp_path)
     assert done.returncode == 0
