@@ -1,0 +1,297 @@
+"""What would stop a training or a test, said in one sentence before it starts.
+
+``tools/train.py`` and ``tools/test.py`` are command lines over these functions. Imports of
+torch and mmengine wait until they are needed, so that a mistyped path is answered at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+from mmattn.inspection import checkpoint_file, config_file
+from mmattn.inspection._console import PreflightError, say, warn
+
+__all__ = [
+    "PreflightError",
+    "build_runner",
+    "check_data",
+    "check_weights",
+    "guard",
+    "print_outcome",
+    "testing_config",
+    "training_config",
+]
+
+# an optional package of another metric of mmdet; how mmengine 0.10.7 finds packages
+NEEDLESS_WARNINGS = ("faster_coco_eval is not installed", "pkg_resources is deprecated")
+
+
+@contextlib.contextmanager
+def guard(tool: str, resumable: bool = False):
+    """Ends the process with one line on stderr for a user's mistake (1) and for Ctrl-C (130)."""
+    for needless in NEEDLESS_WARNINGS:
+        warnings.filterwarnings("ignore", needless)
+    try:
+        yield
+    except PreflightError as error:
+        _exit(f"{tool}: {error}", 1)
+    except KeyboardInterrupt:
+        again = shlex.join(["python", *sys.argv])
+        if resumable:
+            resume = "" if any(a.startswith("--resume") for a in sys.argv) else " --resume"
+            _exit(f"{tool}: interrupted; go on from the last checkpoint: {again}{resume}", 130)
+        _exit(f"{tool}: interrupted", 130)
+
+
+def _exit(sentence: str, status: int) -> None:
+    warn(sentence)
+    raise SystemExit(status)
+
+
+def training_config(args):
+    """The checked config of a training, or None if it is complete already.
+
+    Args:
+        args: The parsed command line of ``tools/train.py``.
+    """
+    cfg = _common_config(args)
+    if args.amp:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise PreflightError("--amp needs a GPU, and PyTorch finds none: leave it out")
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.loss_scale = "dynamic"
+    if args.auto_scale_lr:
+        if not {"enable", "base_batch_size"} <= set(cfg.get("auto_scale_lr") or {}):
+            raise PreflightError(
+                "--auto-scale-lr needs auto_scale_lr=dict(enable=..., base_batch_size=...) in the "
+                f"config, got {cfg.get('auto_scale_lr')}"
+            )
+        cfg.auto_scale_lr.enable = True
+    content = None
+    if args.resume == "auto" or (
+        cfg.get("resume") and not args.resume and not cfg.get("load_from")
+    ):
+        content = _resume_latest(cfg)
+    elif args.resume:
+        cfg.resume, cfg.load_from = True, args.resume
+    if cfg.get("load_from") and content is None and checkpoint_file.is_local(cfg.load_from):
+        content = checkpoint_file.read(cfg.load_from)
+        if cfg.get("resume"):
+            checkpoint_file.check_resumable(content, cfg.load_from)
+    if cfg.get("resume") and content and _is_complete(cfg.train_cfg, content["meta"]):
+        say(f"training was complete already: {cfg.load_from}")
+        return None
+    check_data(cfg, ("train", "val"))
+    _check_pretrained(cfg.model)
+    return cfg
+
+
+def _resume_latest(cfg) -> dict | None:
+    """Points the config at the newest whole checkpoint; None where there is none yet."""
+    latest = checkpoint_file.latest(cfg.work_dir)
+    if latest is None:
+        # keeps a load_from of the config, which a resume would ignore
+        cfg.resume = False
+        say(f"nothing to resume in {cfg.work_dir}: training from the beginning")
+        return None
+    cfg.resume, (cfg.load_from, content) = True, latest
+    return content
+
+
+def _is_complete(train_cfg, meta: dict) -> bool:
+    units = {"max_iters": "iter", "max_epochs": "epoch"}
+    return any(key in train_cfg and meta[unit] >= train_cfg[key] for key, unit in units.items())
+
+
+def testing_config(args):
+    """The checked config of a test.
+
+    Args:
+        args: The parsed command line of ``tools/test.py``.
+    """
+    cfg = _common_config(args)
+    cfg.resume, cfg.load_from = False, args.checkpoint
+    if os.path.isdir(args.checkpoint):
+        latest = checkpoint_file.latest(args.checkpoint)
+        if latest is None:
+            raise PreflightError(f"folder {args.checkpoint} has no whole checkpoint of a training")
+        cfg.load_from = latest[0]
+    elif checkpoint_file.is_local(args.checkpoint):
+        checkpoint_file.read(args.checkpoint)
+    check_data(cfg, ("test",))
+    if args.show or args.show_dir:
+        from mmdet.engine.hooks.utils import trigger_visualization_hook
+
+        if "visualization" not in cfg.get("default_hooks", {}):
+            raise PreflightError(
+                "--show and --show-dir need default_hooks.visualization in the config: "
+                "add dict(type='DetVisualizationHook')"
+            )
+        cfg = trigger_visualization_hook(cfg, args)
+    if args.tta:
+        _test_time_augmentation(cfg)
+    return cfg
+
+
+def _test_time_augmentation(cfg) -> None:
+    """Wraps the model and the pipeline; flips where the config does not say what to do."""
+    from mmengine.config import ConfigDict
+
+    if "tta_model" not in cfg:
+        nms = dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100)
+        cfg.tta_model = dict(type="DetTTAModel", tta_cfg=nms)
+    dataset = cfg.test_dataloader.dataset
+    while "dataset" in dataset:
+        dataset = dataset.dataset
+    if "tta_pipeline" not in cfg:
+        keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+        pack = dict(type="PackDetInputs", meta_keys=(*keys, "flip", "flip_direction"))
+        flips = [dict(type="RandomFlip", prob=prob) for prob in (1.0, 0.0)]
+        flip = dict(type="TestTimeAug", transforms=[flips, [pack]])
+        cfg.tta_pipeline = [*dataset.pipeline[:-1], flip]
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def _common_config(args):
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    cfg = config_file.load(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    elif not cfg.get("work_dir"):
+        cfg.work_dir = os.path.join("./work_dirs", Path(cfg.filename).stem)
+    return cfg
+
+
+def check_data(cfg, splits: tuple[str, ...]) -> None:
+    """Raises PreflightError for the first annotation file or image folder that is not there.
+
+    Only local files are looked for: a ``backend_args`` or a URL says that data are elsewhere.
+    """
+    for split in splits:
+        loader = cfg.get(f"{split}_dataloader")
+        for dataset in config_file.maps((loader or {}).get("dataset")):
+            _check_dataset(dataset, f"{split}_dataloader")
+        for metric in config_file.maps(cfg.get(f"{split}_evaluator")):
+            _check_path(metric, metric.get("ann_file"), "annotation file", f"{split}_evaluator")
+
+
+def _check_dataset(dataset, owner: str) -> None:
+    root = dataset.get("data_root") or ""
+    if dataset.get("ann_file"):
+        path = os.path.join(root, str(dataset["ann_file"]))
+        _check_path(dataset, path, "annotation file", owner, root)
+    prefixes = dataset.get("data_prefix")
+    for prefix in prefixes.values() if isinstance(prefixes, dict) else ():
+        if isinstance(prefix, str):
+            _check_path(dataset, os.path.join(root, prefix), "image folder", owner, root)
+
+
+def _check_path(node, path, what: str, owner: str, root: str = "") -> None:
+    backend = (node.get("backend_args") or {}).get("backend", "local")
+    if not isinstance(path, str) or not path or backend != "local" or "://" in path:
+        return
+    if what == "image folder":
+        if os.path.isdir(path) and next(os.scandir(path), None):
+            return
+        state = "is empty" if os.path.isdir(path) else "does not exist"
+    else:
+        if os.path.isfile(path):
+            return
+        state = "does not exist"
+    root = root or os.path.dirname(os.path.dirname(path))
+    raise PreflightError(
+        f"{what} {path} of {owner} {state} (looked in {os.getcwd()}): link the dataset to "
+        f"{root.rstrip('/') or '.'} or give --cfg-options data_root=/path/to/it/"
+    )
+
+
+def _check_pretrained(model) -> None:
+    """Reads the local checkpoints that parts of the model start from."""
+    for node in config_file.maps(model):
+        for path, _ in _pretrained(node.get("init_cfg")):
+            checkpoint_file.read(path, "pretrained checkpoint")
+
+
+def _pretrained(init_cfg):
+    """The local checkpoints in an ``init_cfg``, with the prefix of the names that count."""
+    for one in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
+        pretrained = isinstance(one, dict) and one.get("type") == "Pretrained"
+        if pretrained and checkpoint_file.is_local(one["checkpoint"]):
+            yield one["checkpoint"], one.get("prefix") or ""
+
+
+def build_runner(cfg):
+    """The Runner of a checked config."""
+    import torch
+    from mmdet.utils import setup_cache_size_limit_of_dynamo
+    from mmengine.registry import RUNNERS
+
+    from mmattn.inspection.runner import ConsoleRunner
+
+    checkpoint_file.allow_training_state()
+    setup_cache_size_limit_of_dynamo()
+    if cfg.get("launcher") == "pytorch" and not torch.cuda.is_available():
+        # mmengine takes every process for one of a GPU, unless the group is there already
+        torch.distributed.init_process_group("gloo")
+        unused = cfg.get("find_unused_parameters", False)
+        wrapper = dict(type="MMDistributedDataParallel", broadcast_buffers=False)
+        cfg.setdefault("model_wrapper_cfg", dict(wrapper, find_unused_parameters=unused))
+        cfg.model_wrapper_cfg.setdefault("device_ids", None)
+    return RUNNERS.build(cfg) if "runner_type" in cfg else ConsoleRunner.from_cfg(cfg)
+
+
+def check_weights(runner, training: bool) -> None:
+    """Raises PreflightError if the local checkpoints of a run do not fit its model."""
+    path, resume = runner.cfg.get("load_from"), runner.cfg.get("resume")
+    if path and checkpoint_file.is_local(path):
+        content = checkpoint_file.read(path)
+        checkpoint_file.check_fit(runner.model, content, path, partly=training and not resume)
+        if training and resume:
+            _check_optimizer(runner, content, path)
+    if training and not resume:
+        for part in runner.model.modules():
+            for path, prefix in _pretrained(getattr(part, "init_cfg", None)):
+                checkpoint_file.check_fit(
+                    part, checkpoint_file.read(path), path, partly=True, prefix=prefix
+                )
+
+
+def _check_optimizer(runner, content: dict, path: str) -> None:
+    # the one that runner.train() will use
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    saved = content.get("optimizer", {}).get("param_groups")
+    if saved is None or not hasattr(runner.optim_wrapper, "optimizer"):
+        return
+    sizes = [len(group["params"]) for group in saved]
+    expected = [len(group["params"]) for group in runner.optim_wrapper.optimizer.param_groups]
+    if sizes != expected:
+        raise PreflightError(
+            f"checkpoint {path} was saved with another optimizer, of {len(sizes)} parameter groups "
+            f"and {sum(sizes)} parameters; that of this config has {len(expected)} and "
+            f"{sum(expected)}: undo the change to optim_wrapper, or start from its weights in a "
+            "new --work-dir with --cfg-options load_from=..."
+        )
+
+
+def print_outcome(runner) -> None:
+    """Names the files that a run has left."""
+    hub = runner.message_hub
+    files = {"last checkpoint": hub.get_info("last_ckpt", None)}
+    for key, path in hub.runtime_info.items():
+        if key.startswith("best_ckpt"):
+            files[key.replace("best_ckpt", "best checkpoint").replace("_", " ", 1)] = path
+    files["AP by size"] = hub.get_info("mmattn/ap_by_size_file", None)
+    files["log"] = os.path.join(runner.log_dir, f"{runner.timestamp}.log")
+    for name, path in files.items():
+        if path:
+            near = os.path.relpath(path)
+            say(f"{name}: {path if near.startswith('..') else near}")
