@@ -285,7 +285,8 @@ def _check_optimizer(runner, content: dict, path: str) -> None:
 def print_outcome(runner) -> None:
     """Names the files that a run has left."""
     hub = runner.message_hub
-    files = {"last checkpoint": hub.get_info("last_ckpt", None)}
+    last = hub.get_info("last_ckpt", None)
+    files = {"last checkpoint": last} if last else {"checkpoint": runner.cfg.get("load_from")}
     for key, path in hub.runtime_info.items():
         if key.startswith("best_ckpt"):
             files[key.replace("best_ckpt", "best checkpoint").replace("_", " ", 1)] = path
