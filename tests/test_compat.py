@@ -106,7 +106,7 @@ for _ in range(2):
     importlib.reload(compat)
     importlib.reload(mmattn)
 compat.uninstall()
-assert not [f for f in sys.meta_path if 'mmattn' in repr(f)]
+assert not [f for f in sys.meta_path if type(f).__module__ == 'mmattn.compat']
 """
     python("-c", code)
 

@@ -43,7 +43,10 @@ def load(name: str, options: dict | None = None):
             the config that does not exist.
     """
     from mmengine.config import Config
+    from mmengine.config.utils import MODULE2PACKAGE
 
+    # lets a config inherit by _base_ = 'mmattn::...': mmengine takes no package it does not know
+    MODULE2PACKAGE.setdefault("mmattn", "mmattn")
     options = dict(options or {})
     path = find(name)
     try:

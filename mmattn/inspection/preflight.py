@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -36,11 +37,21 @@ def guard(tool: str, resumable: bool = False):
     """Ends the process with one line on stderr for a user's mistake (1) and for Ctrl-C (130)."""
     for needless in NEEDLESS_WARNINGS:
         warnings.filterwarnings("ignore", needless)
+    interrupted = []
+
+    def note_and_raise(*signal_and_frame):
+        interrupted.append(True)
+        signal.default_int_handler(*signal_and_frame)
+
+    signal.signal(signal.SIGINT, note_and_raise)
     try:
         yield
     except PreflightError as error:
         _exit(f"{tool}: {error}", 1)
-    except KeyboardInterrupt:
+    except BaseException:
+        # Ctrl-C ends the loader's workers too, and PyTorch may report that in its place
+        if not interrupted:
+            raise
         again = shlex.join(["python", *sys.argv])
         if resumable:
             resume = "" if any(a.startswith("--resume") for a in sys.argv) else " --resume"

@@ -27,6 +27,13 @@ def test_a_packages_config_is_found_by_name(name):
     assert cfg.model.backbone.type == "ResNet"
 
 
+def test_a_config_can_inherit_from_ours(tmp_path):
+    (tmp_path / "child.py").write_text(f"_base_ = {DEMO!r}\ntrain_cfg = dict(max_iters=7)\n")
+    cfg = config_file.load(str(tmp_path / "child.py"))
+    assert cfg.train_cfg.max_iters == 7
+    assert cfg.val_evaluator.type == "mmattn.CocoSizeMetric"
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
