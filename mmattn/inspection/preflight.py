@@ -43,20 +43,22 @@ def guard(tool: str, resumable: bool = False):
         interrupted.append(True)
         signal.default_int_handler(*signal_and_frame)
 
-    signal.signal(signal.SIGINT, note_and_raise)
+    before = signal.signal(signal.SIGINT, note_and_raise)
     try:
         yield
     except PreflightError as error:
         _exit(f"{tool}: {error}", 1)
-    except BaseException:
+    except BaseException as error:
         # Ctrl-C ends the loader's workers too, and PyTorch may report that in its place
-        if not interrupted:
+        if not (interrupted or isinstance(error, KeyboardInterrupt)):
             raise
         again = shlex.join(["python", *sys.argv])
         if resumable:
             resume = "" if any(a.startswith("--resume") for a in sys.argv) else " --resume"
             _exit(f"{tool}: interrupted; go on from the last checkpoint: {again}{resume}", 130)
         _exit(f"{tool}: interrupted", 130)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _exit(sentence: str, status: int) -> None:
