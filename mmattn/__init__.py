@@ -6,6 +6,7 @@ is, and it offers operators for an mmcv that was installed without compiled ones
 (:mod:`mmattn.compat`). Do it before ``import mmdet`` when mmcv has no compiled operators.
 """
 
+import difflib
 import importlib
 import warnings
 
@@ -19,8 +20,16 @@ if _problem := _stack.problem():
     warnings.warn(_problem, stacklevel=2)
 
 
+_NAMESPACES = ("mmattn.plugins", "mmattn.convs", "mmattn.evaluation")
+
+
+def _public() -> list[str]:
+    return [name for module in _NAMESPACES for name in importlib.import_module(module).__all__]
+
+
 def __getattr__(name: str):
     """``mmattn.SGE`` and the other public classes, imported at first use."""
+    near = ""
     if not name.startswith("_"):
         try:
             return importlib.import_module(f"mmattn.{name}")
@@ -28,8 +37,13 @@ def __getattr__(name: str):
             if error.name != f"mmattn.{name}":
                 raise
         _stack.require()
-        for module in ("mmattn.plugins", "mmattn.convs", "mmattn.evaluation"):
-            namespace = importlib.import_module(module)
-            if name in namespace.__all__:
-                return getattr(namespace, name)
-    raise AttributeError(f"module 'mmattn' has no attribute {name!r}")
+        for module in map(importlib.import_module, _NAMESPACES):
+            if name in module.__all__:
+                return getattr(module, name)
+        if match := difflib.get_close_matches(name, _public(), 1):
+            near = f"; did you mean {match[0]}?"
+    raise AttributeError(f"module 'mmattn' has no attribute {name!r}{near}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *([] if _problem else _public())})

@@ -35,6 +35,9 @@ def test_public_names():
         "import mmattn\n"
         "print(mmattn.SGE, mmattn.GCTConv2d, mmattn.CocoSizeMetric)\n"
         "print(mmattn.ops.sge, mmattn.__version__)\n"
+        "assert {'SGE', 'GCTConv2d', 'CocoSizeMetric'} <= set(dir(mmattn))\n"
+        "try:\n    mmattn.SGEE\nexcept AttributeError as error:\n"
+        "    assert str(error).endswith('did you mean SGE?'), error\n"
         "print(hasattr(mmattn, 'NoSuchThing'), hasattr(mmattn, '__wrapped__'))"
     )
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ What would stop it (paths, options, data, the checkpoint) is said in one line be
 from __future__ import annotations
 
 import argparse
+import os
 
 import mmattn  # noqa: F401  before mmdet, for an mmcv without compiled operators
 from mmattn.inspection import preflight
@@ -51,7 +52,8 @@ def main() -> None:
 
             runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
         runner.test()
-        preflight.print_outcome(runner)
+        pictures = args.show_dir and os.path.join(runner.work_dir, runner.timestamp, args.show_dir)
+        preflight.print_outcome(runner, predictions=args.out, pictures=pictures)
 
 
 if __name__ == "__main__":

@@ -333,6 +333,8 @@ class CocoSizeMetric(CocoMetric):
                 "ann_file": self.ann_file,
                 "prefix": self.prefix,
                 "stage": stage,
+                "config": hub.get_info("mmattn/config"),
+                "checkpoint": hub.get_info("mmattn/checkpoint"),
                 "epoch": epoch if by_epoch else None,
                 "iter": iteration,
                 "results": {key: result.to_dict() for key, result in self.size_results.items()},

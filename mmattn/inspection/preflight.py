@@ -7,8 +7,10 @@ torch and mmengine wait until they are needed, so that a mistyped path is answer
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import shlex
+import shutil
 import signal
 import sys
 import warnings
@@ -52,13 +54,22 @@ def guard(tool: str, resumable: bool = False):
         # Ctrl-C ends the loader's workers too, and PyTorch may report that in its place
         if not (interrupted or isinstance(error, KeyboardInterrupt)):
             raise
-        again = shlex.join(["python", *sys.argv])
+        again = shlex.join([_python(), *sys.argv])
         if resumable:
             resume = "" if any(a.startswith("--resume") for a in sys.argv) else " --resume"
             _exit(f"{tool}: interrupted; go on from the last checkpoint: {again}{resume}", 130)
         _exit(f"{tool}: interrupted", 130)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _python() -> str:
+    """The interpreter as the user would type it."""
+    found = shutil.which("python")
+    if found and os.path.abspath(found) == os.path.abspath(sys.executable):
+        return "python"
+    near = os.path.relpath(sys.executable)
+    return sys.executable if near.startswith("..") else near
 
 
 def _exit(sentence: str, status: int) -> None:
@@ -218,7 +229,14 @@ def _check_path(node, path, what: str, owner: str, root: str = "") -> None:
         state = "is empty" if os.path.isdir(path) else "does not exist"
     else:
         if os.path.isfile(path):
-            return
+            with open(path, "rb") as file:
+                start = file.read(64)
+            if not path.endswith(".json") or start.lstrip().startswith((b"{", b"[")):
+                return
+            raise PreflightError(
+                f"{what} {path} of {owner} is not JSON: expected a COCO annotation file, got one "
+                f"that starts with {start[:16]!r}"
+            )
         state = "does not exist"
     root = root or os.path.dirname(os.path.dirname(path))
     raise PreflightError(
@@ -242,8 +260,53 @@ def _pretrained(init_cfg):
             yield one["checkpoint"], one.get("prefix") or ""
 
 
+def check_types(model) -> None:
+    """Raises PreflightError for a plug-in, or a type of mmattn, that no registry knows.
+
+    mmcv's own message does not say which name it looked for.
+    """
+    from mmengine.registry import MODELS
+
+    import mmattn.registry
+
+    mmattn.registry.MODELS.import_from_location()
+    known = [f"mmattn.{name}" for name in mmattn.registry.MODELS.module_dict]
+    for node in config_file.maps(model):
+        plugins = [p.get("cfg") for p in node.get("plugins") or () if isinstance(p, dict)]
+        for part in [node, *filter(None, plugins)]:
+            name = part.get("type")
+            if not isinstance(name, str) or not (name.startswith("mmattn.") or part is not node):
+                continue
+            with warnings.catch_warnings(), MODELS.switch_scope_and_registry("mmdet") as registry:
+                warnings.simplefilter("ignore")
+                if registry.get(name) is not None:
+                    continue
+            near = difflib.get_close_matches(name, known, 1) or [
+                k for k in known if k.rpartition(".")[2].lower() == name.rpartition(".")[2].lower()
+            ]
+            hint = f"did you mean {near[0]}?" if near else f"mmattn has {', '.join(known)}"
+            raise PreflightError(f"the config asks for {name!r}, which is not registered; {hint}")
+
+
 def build_runner(cfg):
-    """The Runner of a checked config."""
+    """The Runner of a checked config.
+
+    Raises:
+        PreflightError: A part of it does not take its arguments. ``MMATTN_TRACEBACK=1`` shows
+            where.
+    """
+    try:
+        return _build_runner(cfg)
+    except (TypeError, ValueError, KeyError, AssertionError) as error:
+        if os.environ.get("MMATTN_TRACEBACK") == "1":
+            raise
+        reason = " ".join(str(error).split())
+        raise PreflightError(
+            f"the config cannot be built: {reason} (MMATTN_TRACEBACK=1 shows where)"
+        ) from error
+
+
+def _build_runner(cfg):
     import torch
     from mmdet.utils import setup_cache_size_limit_of_dynamo
     from mmengine.registry import RUNNERS
@@ -251,6 +314,7 @@ def build_runner(cfg):
     from mmattn.inspection.runner import ConsoleRunner
 
     checkpoint_file.allow_training_state()
+    check_types(cfg.model)
     setup_cache_size_limit_of_dynamo()
     if cfg.get("launcher") == "pytorch" and not torch.cuda.is_available():
         # mmengine takes every process for one of a GPU, unless the group is there already
@@ -259,7 +323,9 @@ def build_runner(cfg):
         wrapper = dict(type="MMDistributedDataParallel", broadcast_buffers=False)
         cfg.setdefault("model_wrapper_cfg", dict(wrapper, find_unused_parameters=unused))
         cfg.model_wrapper_cfg.setdefault("device_ids", None)
-    return RUNNERS.build(cfg) if "runner_type" in cfg else ConsoleRunner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if "runner_type" in cfg else ConsoleRunner.from_cfg(cfg)
+    runner.message_hub.update_info("mmattn/config", str(cfg.filename), resumed=False)
+    return runner
 
 
 def check_weights(runner, training: bool) -> None:
@@ -268,6 +334,8 @@ def check_weights(runner, training: bool) -> None:
     if path and checkpoint_file.is_local(path):
         content = checkpoint_file.read(path)
         checkpoint_file.check_fit(runner.model, content, path, partly=training and not resume)
+        if not training:
+            runner.message_hub.update_info("mmattn/checkpoint", path, resumed=False)
         if training and resume:
             _check_optimizer(runner, content, path)
     if training and not resume:
@@ -295,17 +363,18 @@ def _check_optimizer(runner, content: dict, path: str) -> None:
         )
 
 
-def print_outcome(runner) -> None:
-    """Names the files that a run has left."""
+def print_outcome(runner, **files: str | None) -> None:
+    """Names the files that a run has left, ``files`` among them."""
     hub = runner.message_hub
     last = hub.get_info("last_ckpt", None)
-    files = {"last checkpoint": last} if last else {"checkpoint": runner.cfg.get("load_from")}
+    found = {"last checkpoint": last} if last else {"checkpoint": runner.cfg.get("load_from")}
     for key, path in hub.runtime_info.items():
         if key.startswith("best_ckpt"):
-            files[key.replace("best_ckpt", "best checkpoint").replace("_", " ", 1)] = path
-    files["AP by size"] = hub.get_info("mmattn/ap_by_size_file", None)
-    files["log"] = os.path.join(runner.log_dir, f"{runner.timestamp}.log")
-    for name, path in files.items():
+            found[key.replace("best_ckpt", "best checkpoint").replace("_", " ", 1)] = path
+    found["AP by size"] = hub.get_info("mmattn/ap_by_size_file", None)
+    found |= files
+    found["log"] = os.path.join(runner.log_dir, f"{runner.timestamp}.log")
+    for name, path in found.items():
         if path:
             near = os.path.relpath(path)
             say(f"{name}: {path if near.startswith('..') else near}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmattn.ops import sge
+from mmattn.ops._backend import check_map
 from mmattn.plugins.base import AttentionModule, check_positive_int
 from mmattn.registry import MODELS
 
@@ -93,6 +94,7 @@ class SGE(AttentionModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
+        check_map("SGE", x, self.in_channels)  # the operator knows the groups only
         return sge(
             x, self.weight, self.bias, self.groups, self.eps, self.normalize, self.gate_scale
         )

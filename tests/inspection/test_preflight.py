@@ -17,7 +17,7 @@ def coco(tmp_path):
         (tmp_path / f"{split}2017").mkdir()
         (tmp_path / f"{split}2017" / "1.jpg").touch()
         (tmp_path / "annotations").mkdir(exist_ok=True)
-        (tmp_path / "annotations" / f"instances_{split}2017.json").touch()
+        (tmp_path / "annotations" / f"instances_{split}2017.json").write_text("{}")
     return tmp_path
 
 
@@ -124,3 +124,37 @@ def test_one_process_speaks_for_all(variable, monkeypatch, capsys):
     say("out")
     warn("err")
     assert capsys.readouterr() == ("out\n", "err\n")
+
+
+def plugin(**cfg):
+    return dict(type="RetinaNet", backbone=dict(plugins=[dict(cfg=cfg, position="after_conv3")]))
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (plugin(type="mmattn.SGEE"), r"'mmattn\.SGEE', which is not .* did you mean mmattn\.SGE\?"),
+        (plugin(type="mmatn.SGE"), r"'mmatn\.SGE', .* did you mean mmattn\.SGE\?"),
+        (plugin(type="SGE"), r"'SGE', .* did you mean mmattn\.SGE\?"),
+        (plugin(type="Nothing"), r"'Nothing', .* mmattn has mmattn\."),
+        (
+            dict(backbone=dict(conv_cfg=dict(type="mmattn.GCTConv"))),
+            r"did you mean mmattn\.GCTConv2d",
+        ),
+    ],
+)
+def test_an_unknown_module_is_answered_with_what_is_near(model, said):
+    with pytest.raises(PreflightError, match=said):
+        preflight.check_types(ConfigDict(model))
+
+
+@pytest.mark.parametrize("name", ["mmattn.SGE", "ContextBlock"])
+def test_known_modules_pass(name):
+    preflight.check_types(ConfigDict(plugin(type=name)))
+
+
+def test_an_annotation_file_that_is_not_json(coco):
+    (coco / "annotations" / "instances_train2017.json").write_text("image,x,y")
+    cfg = config_file.load(RETINANET, {"data_root": str(coco)})
+    with pytest.raises(PreflightError, match=r"train2017\.json of .* is not JSON: .*image,x,y"):
+        preflight.check_data(cfg, ("train",))

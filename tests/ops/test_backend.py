@@ -48,6 +48,8 @@ def test_errors():
         run_sge()
     with pytest.raises(ValueError, match="divide the 4 channels, got 3"):
         ops.sge(torch.randn(1, 4, 2, 2), torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1), 3)
+    with pytest.raises(ValueError, match="shape \\(1, 2, 1, 1\\) for groups=2, got"):
+        ops.sge(torch.randn(1, 4, 2, 2), torch.zeros(1, 4, 1, 1), torch.ones(1, 4, 1, 1), 2)
     with pytest.raises(ValueError, match="neither"):
         ops.gc(torch.randn(1, 4, 2, 2), None, None)
     ones = torch.ones(1, 4, 1, 1)

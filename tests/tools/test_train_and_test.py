@@ -88,6 +88,16 @@ def test_a_mistake_is_one_line_before_anything_starts(tmp_path, argv, said):
     assert os.listdir(tmp_path) == []
 
 
+def test_arguments_that_a_module_refuses_are_one_line(folder):
+    child = folder / "seven.py"
+    child.write_text(
+        f"_base_ = {PLAIN!r}\nmodel = dict(backbone=dict(plugins=["
+        "dict(cfg=dict(type='mmattn.SGE', groups=7), position='after_conv3')]))\n"
+    )
+    done = run(folder, "train.py", child, "--work-dir", "seven", *tiny(2))
+    errs(done, "cannot be built: .*SGE expects groups that divide in_channels=64, got groups=7")
+
+
 def test_options_that_are_no_pairs(tmp_path):
     done = run(tmp_path, "train.py", PLAIN, "--cfg-options", "data_root")
     errs(done, "--cfg-options expects key=value pairs, got 'data_root'", status=2)

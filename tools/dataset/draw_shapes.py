@@ -69,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path, help="folder of the dataset; must not exist yet")
+    parser.add_argument("out", type=Path, help="folder of the dataset")
     parser.add_argument("--train", type=int, default=400, help="training images (default: 400)")
     parser.add_argument("--val", type=int, default=100, help="validation images (default: 100)")
     parser.add_argument("--size", type=int, default=256, help="width and height (default: 256)")

@@ -43,10 +43,16 @@ def sge(
         (N, C, H, W), dtype and memory format of ``x``.
 
     Raises:
-        ValueError: ``x`` is not (N, C, H, W), or ``groups`` does not divide C.
+        ValueError: ``x`` is not (N, C, H, W), ``groups`` does not divide C, or ``weight`` or
+            ``bias`` is not of G values.
         TypeError: ``x`` is not floating point.
     """
     check_map("sge", x)
+    if weight.numel() != groups or bias.numel() != groups:
+        raise ValueError(
+            f"sge expects weight and bias of shape (1, {groups}, 1, 1) for groups={groups}, "
+            f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
+        )
     if x.shape[1] % groups:
         raise ValueError(f"sge expects groups that divide the {x.shape[1]} channels, got {groups}")
     return select("sge", _IMPLEMENTATIONS)(x, weight, bias, groups, eps, normalize, gate_scale)
