@@ -44,6 +44,7 @@ def test_metafile_readme_and_configs_agree(folder):
 )  # fmt: skip
 def test_links_and_named_files_exist(page):
     text = page.read_text()
+    assert not re.search(r"\b(TODO|FIXME|MEASURED|DEMO_OUTPUT|\w+_ROW)\b", text)
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", text):
         assert (page.parent / target).exists(), target
     for name in re.findall(r"configs/\w+/[\w-]+\.py", text):
