@@ -17,8 +17,6 @@ PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --maxprocesses 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # two test processes on two cores: more threads only wait for each other
 test test-slow: export OMP_NUM_THREADS := 1
-# threads that wait by spinning stall a training for minutes when something else uses a core
-demo: export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test test-slow lint setup clean
 
