@@ -45,8 +45,9 @@ def load(name: str, options: dict | None = None):
     from mmengine.config import Config
     from mmengine.config.utils import MODULE2PACKAGE
 
-    # lets a config inherit by _base_ = 'mmattn::...': mmengine takes no package it does not know
-    MODULE2PACKAGE.setdefault("mmattn", "mmattn")
+    # Lets a config inherit by _base_ = 'mmattn::...': mmengine takes no package it does not know.
+    # Named by a module, the package is found where it lies, an editable install too.
+    MODULE2PACKAGE.setdefault("mmattn", "mmattn._version")
     options = dict(options or {})
     path = find(name)
     try:
