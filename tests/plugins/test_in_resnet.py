@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from mmdet.models.backbones import ResNet
+from mmdet.registry import MODELS
 from torch import nn
 
 from mmattn.plugins import AttentionModule
@@ -65,3 +66,12 @@ def test_plain_pretrained_weights_compute_the_plain_features(name, training, pla
             features.append(model(x))
     for actual, expected in zip(*features, strict=True):
         assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["ResNeXt", "ResNetV1d", "ResNeSt", "Res2Net"])
+def test_the_relatives_of_resnet_take_plugins(name):
+    """Those that docs/insertion.md names."""
+    net = MODELS.build(dict(type=f"mmdet.{name}", depth=50, **PLACEMENTS["SGE"]))
+    assert sum(isinstance(module, AttentionModule) for module in net.modules()) == 16
+    net.eval()
+    assert all(level.isfinite().all() for level in net(torch.randn(1, 3, 64, 64)))
