@@ -19,7 +19,7 @@ MODELS = Registry(
     "model",
     parent=MMENGINE_MODELS,
     scope="mmattn",
-    locations=["mmattn.plugins", "mmattn.convs"],
+    locations=["mmattn.plugins", "mmattn.convs", "mmattn.backbones"],
 )
 METRICS = Registry(
     "metric",
