@@ -303,6 +303,22 @@ def forward(x, filters, order, offsets, out_size, stride, padding, dilation) -> 
     return y.contiguous(memory_format=memory_format(x))
 
 
+def backward(
+    dy, x, filters, order, offsets, stride, padding, dilation, need_x, need_filters
+) -> tuple[Tensor | None, Tensor | None]:
+    """Returns dx (N, C, H, W) and dfilters (N, m, O, C, kh, kw), None where not needed."""
+    dx = dfilters = None
+    if need_x:
+        dx = backward_input(dy, filters, order, offsets, x.shape[2:], stride, padding, dilation)
+        dx = dx.contiguous(memory_format=memory_format(x))
+    if need_filters and len(x):
+        kernel_size = filters.shape[4:]
+        dfilters = backward_filters(dy, x, order, offsets, kernel_size, stride, padding, dilation)
+    elif need_filters:  # without samples the offsets do not tell how many regions there are
+        dfilters = torch.zeros_like(filters)
+    return dx, dfilters
+
+
 def backward_input(dy, filters, order, offsets, in_size, stride, padding, dilation) -> Tensor:
     """Returns dx (N, C, H, W), in the memory format of ``dy``."""
     _check(dy, filters)
@@ -422,11 +438,10 @@ def _check(*tensors: Tensor) -> None:
 
 
 def _allows_tf32() -> bool:
-    """Whether PyTorch may round float32 to TF32 in matrix products."""
-    matmul = torch.backends.cuda.matmul
+    """Whether PyTorch may round float32 to TF32 in convolutions."""
     # torch 2.9 added fp32_precision; once it is used, reading the older switch may raise
-    precision = getattr(matmul, "fp32_precision", None)
-    return matmul.allow_tf32 if precision is None else precision == "tf32"
+    precision = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
+    return torch.backends.cudnn.allow_tf32 if precision is None else precision == "tf32"
 
 
 def _block(size: int, largest: int) -> int:
