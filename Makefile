@@ -1,4 +1,4 @@
-# make demo [MODULE=sge|se|gc|gct|none]   train a detector with attention, see its AP by object size
+# make demo [MODULE=sge|se|gc|gct|drconv|none]   train a detector with attention, see its AP by object size
 # make test                               lint and every test, on both OpenMMLab stacks
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -46,7 +46,7 @@ DEMO_DATA = data_root=data/shapes/
 
 .PHONY: check-module
 check-module:
-	@test "$(words $(DEMO_CONFIG))" = 1 || { echo "MODULE must be se, sge, gc, gct or none, got '$(MODULE)'" >&2; exit 1; }
+	@test "$(words $(DEMO_CONFIG))" = 1 || { echo "MODULE must be se, sge, gc, gct, drconv or none, got '$(MODULE)'" >&2; exit 1; }
 
 demo: check-module $(VENV)/.ready
 	@echo "== 1/3 Drawing a dataset"

@@ -10,10 +10,11 @@ from mmdet.registry import MODELS as MMDET_MODELS
 from mmengine import Config
 from mmengine.registry import init_default_scope
 
-from mmattn.convs import GCTConv2d
+from mmattn.convs import DRConv2d, GCTConv2d
 from mmattn.plugins import AttentionModule
 from mmattn.registry import METRICS, MODELS
 from tests.data import DATA
+from tests.zoo import assert_close
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALL = sorted(p for p in CONFIGS.rglob("*.py") if "_base_" not in p.parts)
@@ -22,8 +23,9 @@ PLAIN = sorted((CONFIGS / "_base_").glob("*_coco.py"))
 ids = [str(p.relative_to(CONFIGS)) for p in ALL]
 
 NAME = re.compile(
-    r"(?P<detector>[a-z]+(?:-rcnn)?)_(?P<backbone>r50)(?P<width>w16)?"
-    r"(?:-(?P<module>se|sge|gc|gct)(?:-r(?P<ratio>\d+))?-c(?P<first>\d)-c(?P<last>\d))?"
+    r"(?P<detector>[a-z]+(?:-rcnn)?)_(?P<backbone>r50|shufflenet-v2-x(?P<widen>\d\.\d))(?P<width>w16)?"
+    r"(?:-(?P<module>se|sge|gc|gct|drconv)(?:-r(?P<ratio>\d+))?(?:-m(?P<regions>\d+))?"
+    r"-c(?P<first>\d)-c(?P<last>\d))?"
     r"(?P<pre>-pre)?_(?P<neck>fpn)_(?P<schedule>[12]x|20e|\d+it)_(?P<dataset>coco|shapes)\.py"
 )
 DETECTORS = {
@@ -50,13 +52,17 @@ def build(path, device="cpu"):
         return MMDET_MODELS.build(load(path).model).eval()
 
 
+OURS = (AttentionModule, DRConv2d)
+
+
 def modules_of(backbone):
-    """{(stage, module's class)}: the stem is stage 1, layer1 is stage 2."""
+    """{(stage, module's name in configs)}: the stem is stage 1, layer1 of a ResNet is stage 2."""
     found = set()
     for name, module in backbone.named_modules():
-        if isinstance(module, AttentionModule):
-            layer = re.match(r"layer(\d)", name)
-            found.add((int(layer[1]) + 1 if layer else 1, type(module)))
+        if isinstance(module, OURS):
+            layer = re.match(r"(?:layer|stage)(\d)", name)
+            kind = type(module).__name__.lower().removesuffix("2d")
+            found.add((int(layer[1]) + 1 if layer else 1, kind))
     return found
 
 
@@ -67,20 +73,27 @@ def test_name_and_content_agree(path):
     config, model = load(path), build(path, "meta")
     assert config.model.type == DETECTORS[match["detector"]]
     backbone = config.model.backbone
-    assert (backbone.type, backbone.depth) == ("ResNet", 50)
-    assert backbone.get("base_channels", 64) == (16 if match["width"] else 64)
+    if match["widen"]:
+        assert backbone.type == "mmattn.DRShuffleNetV2"
+        assert backbone.widen_factor == float(match["widen"])
+    else:
+        assert (backbone.type, backbone.depth) == ("ResNet", 50)
+        assert backbone.get("base_channels", 64) == (16 if match["width"] else 64)
     assert config.model.neck.type == "FPN"
 
     found = modules_of(model.backbone)
     if match["module"]:
         stages = range(int(match["first"]), int(match["last"]) + 1)
         assert {stage for stage, _ in found} == set(stages)
-        assert {cls.__name__.lower() for _, cls in found} == {match["module"]}
+        assert {kind for _, kind in found} == {match["module"]}
         if path.parent.name != "demo":
             assert path.parent.name == match["module"]
     else:
         assert not found
 
+    for module in model.backbone.modules():
+        if isinstance(module, DRConv2d):
+            assert module.regions == int(match["regions"])
     modules = [m for m in model.backbone.modules() if isinstance(m, AttentionModule)]
     if match["ratio"]:
         assert {m.channel_add_conv[0].weight.shape[0] for m in modules} == {
@@ -180,11 +193,13 @@ def check_forward(path):
         return
     plain = build(base_of(path))
     with torch.no_grad():
-        for name, parameter in plain.named_parameters():
-            if "bn" in name:  # away from 1 and 0, or a wrong order would not show
-                parameter.add_(0.1 * torch.randn_like(parameter))
+        for module in plain.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                for parameter in module.parameters():  # away from 1 and 0, or a wrong order hides
+                    parameter.add_(0.1 * torch.randn_like(parameter))
     result = model.load_state_dict(plain.state_dict(), strict=False)
     assert result.unexpected_keys == []
+    regional = any(isinstance(m, DRConv2d) for m in model.modules())
     new = {
         f"{name}.{key}"
         for name, module in model.named_modules()
@@ -193,7 +208,10 @@ def check_forward(path):
     }
     assert set(result.missing_keys) == new
     for actual, expected in zip(forward(model), forward(plain), strict=True):
-        assert torch.equal(actual, expected)
+        if regional:  # the same sums in another order
+            assert_close(actual, expected, 1e-5)
+        else:
+            assert torch.equal(actual, expected)
 
 
 def cover(paths):
@@ -201,7 +219,7 @@ def cover(paths):
     seen, chosen = set(), []
     for path in paths:
         match = NAME.fullmatch(path.name)
-        keys = {match["detector"], match["module"], match["pre"]}
+        keys = {match["detector"], match["module"], match["backbone"], match["pre"]}
         if keys - seen:
             seen |= keys
             chosen.append(path)
@@ -232,11 +250,12 @@ def test_demo_detectors_run(path):
 
 
 def test_every_registered_module_has_a_config():
-    used = {cls for path in ALL for _, cls in modules_of(build(path, "meta").backbone)}
+    used = {kind for path in ALL for _, kind in modules_of(build(path, "meta").backbone)}
     registered = {
-        cls for cls in MODELS.module_dict.values()
-        if isinstance(cls, type) and issubclass(cls, AttentionModule)
-    }  # fmt: skip
+        name.lower().removesuffix("2d")
+        for name, cls in MODELS.module_dict.items()
+        if isinstance(cls, type) and issubclass(cls, OURS)
+    }
     assert used == registered
 
 
@@ -265,3 +284,11 @@ def test_gct_parameters_are_those_of_the_authors_classifier():
     names = {k for k in layout if re.match(r"layer\d\.\d\.(conv|bn)\d", k)}
     assert {k for k in names if "num_batches" not in k} <= set(backbone.state_dict())
     assert sum(isinstance(m, GCTConv2d) for m in backbone.modules()) == 53
+
+
+def test_the_drconv_readme_states_the_parameters():
+    text = (CONFIGS / "drconv" / "README.md").read_text()
+    for path in sorted((CONFIGS / "drconv").glob("*.py")):
+        for config in (path, base_of(path)):
+            size = sum(p.numel() for p in build(config, "meta").backbone.parameters())
+            assert f"| {size:,} |" in text, (config.name, size)

@@ -8,7 +8,9 @@ import yaml
 from mmengine import Config
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = sorted({p.parent for p in (ROOT / "configs").glob("*/*_coco.py")} - {ROOT / "configs/_base_"})
+FOLDERS = sorted(
+    {p.parent for p in (ROOT / "configs").glob("*/*_coco.py")} - {ROOT / "configs/_base_"}
+)
 
 
 def test_the_index_lists_every_folder():
@@ -47,7 +49,7 @@ def test_links_and_named_files_exist(page):
     assert not re.search(r"\b(TODO|FIXME|MEASURED|DEMO_OUTPUT|\w+_ROW)\b", text)
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", text):
         assert (page.parent / target).exists(), target
-    for name in re.findall(r"configs/\w+/[\w-]+\.py", text):
+    for name in re.findall(r"configs/\w+/[\w.-]+\.py", text):
         assert (ROOT / name).is_file(), name
     for name in re.findall(r"\btools/[\w/]+\.(?:py|sh)", text):
         assert (ROOT / name).is_file(), name
