@@ -179,16 +179,16 @@ class DRConv2d(BaseModule):
 
         if generator == "template":
             self.weight = nn.Parameter(torch.empty(size, templates))
-            self.routing_fc = nn.Linear(in_channels, regions * templates)
+            self.routing_fc = _Linear(in_channels, regions * templates)
             if not shared_guide:
                 k = guide_kernel_size or 1
-                self.masknet = nn.Conv2d(in_channels, regions, k, padding=k // 2, bias=False)
+                self.masknet = _Conv2d(in_channels, regions, k, padding=k // 2, bias=False)
         else:
             self.conv_kernel = nn.Sequential(
                 _PoolTo(self.kernel_size),
-                nn.Conv2d(in_channels, regions * regions, 1),
+                _Conv2d(in_channels, regions * regions, 1),
                 nn.Sigmoid(),
-                nn.Conv2d(
+                _Conv2d(
                     regions * regions,
                     regions * out_channels * (in_channels // groups),
                     1,
@@ -203,7 +203,7 @@ class DRConv2d(BaseModule):
                     guide_kernel_size is None or self.kernel_size[0] == self.kernel_size[1]
                 )
                 k = self.kernel_size if own else (guide_kernel_size, guide_kernel_size)
-                self.conv_guide = nn.Conv2d(
+                self.conv_guide = _Conv2d(
                     in_channels,
                     regions,
                     k,
@@ -384,6 +384,24 @@ class DRConv2d(BaseModule):
         return (centre.flatten()[:, None] + centre.std(correction=0) * noise).to(self.weight.dtype)
 
 
+class _OwnConv2d(nn.Conv2d):
+    pass
+
+
+class _OwnLinear(nn.Linear):
+    pass
+
+
+# mmengine's init_cfg knows a layer by the names of its class and of its bases: these are out of
+# its reach, which matters where no init_weights() is handed on (nn.Sequential, ConvModule)
+class _Conv2d(_OwnConv2d):
+    pass
+
+
+class _Linear(_OwnLinear):
+    pass
+
+
 class _PoolTo(nn.Module):
     """Adaptive average pooling by plain means: its gradient is deterministic, and it exports."""
 
@@ -393,7 +411,7 @@ class _PoolTo(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bands = [
-            [(i * extent // k, -(-(i + 1) * extent // k)) for i in range(k)]
+            [(i * extent // k, ((i + 1) * extent + k - 1) // k) for i in range(k)]
             for extent, k in zip(x.shape[2:], self.size, strict=True)
         ]
         means = [x[..., a:b, c:d].mean((2, 3)) for a, b in bands[0] for c, d in bands[1]]

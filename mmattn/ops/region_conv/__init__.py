@@ -86,7 +86,7 @@ def region_conv2d(
     memory_format = eager.memory_format(x)
     if groups > 1:
         # a group is a sample of its own, with the sample's regions
-        x = x.reshape(n * groups, -1, *x.shape[2:])
+        x = x.reshape(n * groups, x.shape[1] // groups, *x.shape[2:])
         filters = filters.unflatten(2, (groups, -1)).transpose(1, 2).flatten(0, 1)
         region = region.repeat_interleave(groups, 0)
         guide = None if guide is None else guide.repeat_interleave(groups, 0)
@@ -96,7 +96,7 @@ def region_conv2d(
         run = _reference  # plain operators, which every exporter knows
     y = run(x, filters, region, out_size, stride, padding, dilation, guide, candidates)
     if groups > 1:
-        y = y.reshape(n, -1, *out_size)
+        y = y.reshape(n, groups * y.shape[1], *out_size)
     return y.contiguous(memory_format=memory_format)
 
 
@@ -113,9 +113,9 @@ def _triton(*args):
 
 
 def _is_exporting() -> bool:
-    # torch.compiler.is_exporting came after torch 2.4
-    is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
-    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or is_exporting()
+    # is_exporting() says yes under torch.compile, too; torch 2.4 has neither
+    exporting = getattr(torch.compiler, "_is_exporting_flag", False)
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or exporting
 
 
 def _pair(name: str, value, least: int) -> tuple[int, int]:

@@ -158,4 +158,4 @@ def _guide_gradient(dy, y, x, filters, guide, geometry, candidates, backend) -> 
 
 def _dot(a: Tensor, b: Tensor, dim: int = 0) -> Tensor:
     """Sums a b over the channels, in float32 or better."""
-    return (a * b).sum(dim, dtype=torch.promote_types(a.dtype, torch.float32))
+    return (a.to(torch.promote_types(a.dtype, torch.float32)) * b).sum(dim)

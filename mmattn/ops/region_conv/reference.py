@@ -20,7 +20,8 @@ def region_conv2d(
     """As :func:`mmattn.ops.region_conv2d`, with m-fold work and memory, by plain operators."""
     n, m, channels = filters.shape[:3]
     if n == 0:  # a convolution of no groups is none
-        return F.conv2d(x, filters.sum((0, 1)), None, stride, padding, dilation)
+        y = F.conv2d(x, filters.sum((0, 1)), None, stride, padding, dilation)
+        return y if guide is None else y + 0 * guide[:, :1].to(y.dtype)  # all have a gradient
     # the samples stand side by side as channels, each with convolutions of its own
     one_map = x.reshape(1, -1, *x.shape[2:])
     bank = filters.reshape(-1, *filters.shape[3:])
