@@ -38,13 +38,17 @@ class Features(BaseModel):
             dict(type="mmdet.FPN", in_channels=channels, out_channels=16, num_outs=5)
         )
 
+    def init_weights(self):
+        super().init_weights()
+        self.start = {k: v.clone() for k, v in self.state_dict().items()}
+
     def forward(self, images, mode="loss"):
         levels = self.neck(self.backbone(images))
         return dict(loss=sum(level.square().mean((1, 2, 3)).mean() for level in levels))
 
 
 def train(name, backbone, world, work_dir):
-    """The weights after a few steps, the same in every process."""
+    """The weights before and after a few steps, the same in every process."""
     model = Features(backbone).double()
     dataset = Images()
     runner = Runner(
@@ -68,7 +72,7 @@ def train(name, backbone, world, work_dir):
             other = value.clone()
             torch.distributed.broadcast(other, src=1)
             assert torch.equal(other, value), "the processes drifted apart"
-    return weights
+    return model.start, weights
 
 
 def main():
@@ -79,12 +83,11 @@ def main():
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:  # mmengine's own start asks for a GPU
         torch.distributed.init_process_group("gloo")
-    weights = {
-        name: train(name, backbone, world, os.path.dirname(arguments.out))
-        for name, backbone in arguments.cases.items()
-    }
+    start, weights = {}, {}
+    for name, backbone in arguments.cases.items():
+        start[name], weights[name] = train(name, backbone, world, os.path.dirname(arguments.out))
     if int(os.environ.get("RANK", 0)) == 0:
-        torch.save(dict(weights=weights, world=world), arguments.out)
+        torch.save(dict(start=start, weights=weights, world=world), arguments.out)
 
 
 if __name__ == "__main__":

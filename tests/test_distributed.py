@@ -15,12 +15,21 @@ BACKBONE = dict(depth=50, base_channels=16, norm_eval=True)
 CASES = {
     "SGE": dict(plugins=[dict(cfg=dict(type="mmattn.SGE", groups=8), position="after_conv3")]),
     "GCT": dict(conv_cfg=dict(type="mmattn.GCTConv2d")),
+    "DRConv": dict(dcn=dict(type="mmattn.DRConv2d"), stage_with_dcn=(False, False, True, True)),
 }
+# the last names of the parameters that are the case's own
+OWN = {
+    "SGE": ("sge.weight", "sge.bias"),
+    "GCT": ("0.alpha", "0.gamma", "0.beta"),
+    "DRConv": (
+        "conv2.weight", "conv2.routing_fc.weight", "conv2.routing_fc.bias", "conv2.masknet.weight",
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What one process and what two processes learn."""
+    """What one process and what two processes learn, and where they started."""
     cases = json.dumps({name: BACKBONE | case for name, case in CASES.items()})
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     loaded = []
@@ -31,19 +40,21 @@ def results(tmp_path_factory):
         assert done.returncode == 0, done.stderr
         loaded.append(torch.load(out, weights_only=True))
     assert [r["world"] for r in loaded] == [1, 2]
-    return [r["weights"] for r in loaded]
+    return loaded
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_equal_one(name, results):
-    one, two = (weights[name] for weights in results)
+    one, two = (result["weights"][name] for result in results)
     assert one.keys() == two.keys()
-    start = {"alpha": 1, "gamma": 0, "beta": 0} if name == "GCT" else {"weight": 0, "bias": 1}
     learned = set()
     for key, value in one.items():
         assert_close(two[key], value, 1e-12, key)
-        *_, owner, kind = key.split(".")
-        if owner in ("sge", "0") and kind in start:
-            assert (value - start[kind]).abs().max() > 1e-9, f"{key} did not learn"
-            learned.add(kind)
-    assert learned == set(start)
+        own = [kind for kind in OWN[name] if key.endswith(f".{kind}")]
+        if own:
+            start = results[0]["start"][name][key]
+            # weight decay alone would shorten it
+            shorter = start * (value * start).sum() / start.square().sum().clamp(min=1e-30)
+            assert (value - shorter).abs().max() > 1e-14, f"{key} did not learn"
+            learned.update(own)
+    assert learned == set(OWN[name])
