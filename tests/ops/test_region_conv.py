@@ -428,6 +428,21 @@ def test_memory_does_not_grow_with_the_regions(candidates, kernel):
     assert growth("reference") > 14  # the measure sees what it should
 
 
+@pytest.mark.parametrize("candidates", ["no guide", None, 2])
+def test_what_is_kept_for_the_backward_pass(candidates):
+    """The output only where it saves a convolution."""
+    case = Case()
+    x, filters, guide = case.leaves()
+    surrogate = dict(guide=guide, candidates=candidates)
+    options = {} if candidates == "no guide" else surrogate
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda _: None):
+        y = region_conv2d(x, filters, case.region, **options)
+    kept = [t for t in kept if t is not None and t.is_floating_point()]
+    expected = {x, filters, *([guide] if options else []), *([y] if candidates == 2 else [])}
+    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in expected}
+
+
 # around PyTorch ----------------------------------------------------------------------------------
 
 
@@ -467,8 +482,8 @@ def test_compiles_to_one_graph(candidates, layout):
     compiled = torch.compile(region_conv2d, backend=backend, fullgraph=True)
     for case in (
         Case(padding=1, groups=2),
-        Case(size=(5, 9), padding=1, groups=2),  # now the sizes become symbols
-        Case(size=(8, 6), padding=1, groups=2),
+        Case(n=3, size=(5, 9), padding=1, groups=2),  # now the sizes become symbols
+        Case(n=4, size=(8, 6), padding=1, groups=2),
     ):
         case.x = LAYOUTS[layout](case.x)
         results = case.run("eager", candidates, compiled)

@@ -116,8 +116,8 @@ def _differentiate(ctx, dy):
             dy, x, filters, order, offsets, *ctx.geometry, need_x, need_filters, ctx.backend
         )
     if guide is not None and need_guide:
-        dguide = _guide_gradient(
-            dy, y, x, filters, guide, ctx.geometry, ctx.candidates, ctx.backend
+        dguide = torch.ops.mmattn.region_conv2d_guide_backward(
+            dy, y, x, filters, guide, *ctx.geometry, ctx.candidates, ctx.backend
         )
     return (
         dx if need_x else None,
@@ -130,9 +130,22 @@ def _differentiate(ctx, dy):
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _guide_gradient(dy, y, x, filters, guide, geometry, candidates, backend) -> Tensor:
+@torch.library.custom_op("mmattn::region_conv2d_guide_backward", mutates_args=())
+def _guide_gradient(
+    dy: Tensor,
+    y: Tensor | None,
+    x: Tensor,
+    filters: Tensor,
+    guide: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    candidates: int | None,
+    backend: str,
+) -> Tensor:
     """The surrogate's gradient: each region's answer at each pixel, along the upstream gradient."""
     m = filters.shape[1]
+    geometry = stride, padding, dilation
     with torch.autocast(x.device.type, enabled=False):
         share = surrogate(guide.to(torch.promote_types(guide.dtype, torch.float32)), candidates)
         answers = torch.zeros_like(share)
@@ -153,7 +166,12 @@ def _guide_gradient(dy, y, x, filters, guide, geometry, candidates, backend) -> 
                     )
                 answers.scatter_(1, region[:, None], _dot(dy, y, 1)[:, None].to(answers.dtype))
         mean = (share * answers).sum(1, keepdim=True)
-        return (share * (answers - mean)).to(guide.dtype)
+        return (share * (answers - mean)).to(guide.dtype).contiguous()
+
+
+@_guide_gradient.register_fake
+def _(dy, y, x, filters, guide, *_):
+    return torch.empty_like(guide, memory_format=torch.contiguous_format)
 
 
 def _dot(a: Tensor, b: Tensor, dim: int = 0) -> Tensor:

@@ -2,14 +2,13 @@
 
 Rows are pixels, columns are (kh, kw, C): then a row is gathered as kh kw runs of C numbers.
 The samples are taken one by one, the pixels of a region in chunks, so that the buffers stay
-small beside x and y. A 1 x 1 kernel has no windows to gather: its pixels are sorted as they lie.
+small beside x and y. A 1 x 1 kernel has no windows: its pixels are gathered as they are.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # bytes of the buffer of gathered rows: within a core's reach on a CPU, enough to fill a GPU
 _CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
@@ -28,9 +27,10 @@ def forward(x, filters, order, offsets, out_size, stride, padding, dilation) -> 
     taps = geometry.taps.numel()
     columns = x.new_empty(_chunk_rows(pixels, taps * channels, x), taps, channels)
     bank = x.new_empty(out_channels, taps, channels)
-    sorted_y = x.new_empty(pixels, out_channels)
+    sorted_y, natural_y = x.new_empty(2, pixels, out_channels)
+    padded = _Rows(x, padding)
     for i, sample, ends in _samples(n, m, order, offsets):
-        rows = _rows(x[i], padding)
+        rows = padded.read(i)
         places = geometry.corners[sample]
         for j in range(m):
             begin, end = ends[j : j + 2]
@@ -40,8 +40,8 @@ def forward(x, filters, order, offsets, out_size, stride, padding, dilation) -> 
             for a, b in _chunks(begin, end, len(columns)):
                 gathered = geometry.gather(rows, places[a:b], columns)
                 torch.mm(gathered, weight, out=sorted_y[a:b])
-        natural = sorted_y.index_select(0, _inverse(sample))
-        y[i].copy_(natural.unflatten(0, tuple(out_size)).permute(2, 0, 1))
+        torch.index_select(sorted_y, 0, _inverse(sample), out=natural_y)
+        _put(natural_y, y[i])
     return y
 
 
@@ -73,11 +73,15 @@ def backward(
     # sums of halves in half precision would lose what they add
     accumulate = torch.float32 if x.element_size() < 4 else x.dtype
     dbank = torch.empty_like(bank, dtype=accumulate)
+    padded, upstream = _Rows(x, padding), _Rows(dy)
+    sorted_dy = x.new_empty(pixels, out_channels)
+    drows = x.new_empty(geometry.padded_pixels, channels, dtype=accumulate) if need_x else None
     for i, sample, ends in _samples(n, m, order, offsets):
-        rows = _rows(x[i], padding) if need_filters else None
-        drows = x.new_zeros(geometry.padded_pixels, channels, dtype=accumulate) if need_x else None
+        rows = padded.read(i) if need_filters else None
+        if need_x:
+            drows.zero_()
         places = geometry.corners[sample]
-        sorted_dy = dy[i].flatten(1).t().contiguous().index_select(0, sample)
+        torch.index_select(upstream.read(i), 0, sample, out=sorted_dy)
         for j in range(m):
             begin, end = ends[j : j + 2]
             if need_x and begin < end:
@@ -98,9 +102,7 @@ def backward(
             if need_filters:
                 dfilters[i, j].flatten(2).copy_(dbank.transpose(1, 2))
         if need_x:
-            inner = drows.view(*geometry.padded_size, channels)[
-                padding[0] : padding[0] + x.shape[2], padding[1] : padding[1] + x.shape[3]
-            ]
+            inner = _inner(drows.view(*geometry.padded_size, channels), x, padding)
             dx[i].copy_(inner.permute(2, 0, 1))
     return dx, dfilters
 
@@ -108,35 +110,39 @@ def backward(
 def _pointwise_forward(x, filters, order, offsets) -> Tensor:
     n, m, out_channels = filters.shape[:3]
     y = x.new_empty(n, out_channels, *x.shape[2:]).to(memory_format=memory_format(x))
+    unpadded = _Rows(x)
+    sorted_y, natural_y = x.new_empty(2, y[:1, 0].numel(), out_channels)
     for i, sample, ends in _samples(n, m, order, offsets):
-        sorted_x = _take(x[i].flatten(1), sample)
-        sorted_y = _empty(y[i].flatten(1))
+        rows = unpadded.read(i)
         for j in range(m):
             part = slice(*ends[j : j + 2])
-            torch.mm(filters[i, j].flatten(1), sorted_x[:, part], out=sorted_y[:, part])
-        _take(sorted_y, _inverse(sample), out=y[i].flatten(1))
+            weight = filters[i, j].flatten(1).t()
+            torch.mm(rows.index_select(0, sample[part]), weight, out=sorted_y[part])
+        torch.index_select(sorted_y, 0, _inverse(sample), out=natural_y)
+        _put(natural_y, y[i])
     return y
 
 
 def _pointwise_backward(dy, x, filters, order, offsets, need_x, need_filters):
     n, m = filters.shape[:2]
-    dy = dy.contiguous(memory_format=memory_format(x))
     dx = torch.empty_like(x, memory_format=memory_format(x)) if need_x else None
     dfilters = torch.empty_like(filters, memory_format=torch.contiguous_format)
+    unpadded, upstream = _Rows(x), _Rows(dy)
+    sorted_dx, natural_dx = x.new_empty(2, x[:1, 0].numel(), x.shape[1]) if need_x else (None, None)
     for i, sample, ends in _samples(n, m, order, offsets):
-        sorted_dy = _take(dy[i].flatten(1), sample)
-        sorted_x = _take(x[i].flatten(1), sample) if need_filters else None
-        sorted_dx = _empty(dx[i].flatten(1)) if need_x else None
+        dy_rows = upstream.read(i)
+        rows = unpadded.read(i) if need_filters else None
         for j in range(m):
             part = slice(*ends[j : j + 2])
+            gathered = dy_rows.index_select(0, sample[part])
             if need_x:
-                weight = filters[i, j].flatten(1).t()
-                torch.mm(weight, sorted_dy[:, part], out=sorted_dx[:, part])
+                torch.mm(gathered, filters[i, j].flatten(1), out=sorted_dx[part])
             if need_filters:
-                out = dfilters[i, j].flatten(1)
-                torch.mm(sorted_dy[:, part], sorted_x[:, part].t(), out=out)
+                read = rows.index_select(0, sample[part])
+                torch.mm(gathered.t(), read, out=dfilters[i, j].flatten(1))
         if need_x:
-            _take(sorted_dx, _inverse(sample), out=dx[i].flatten(1))
+            torch.index_select(sorted_dx, 0, _inverse(sample), out=natural_dx)
+            _put(natural_dx, dx[i])
     return dx, dfilters if need_filters else None
 
 
@@ -156,16 +162,9 @@ def _inverse(order: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, numbers)
 
 
-def _take(matrix: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
-    """Columns of (C, P), in the layout of the matrix: both are transposed in channels_last."""
-    if matrix.is_contiguous():
-        return torch.index_select(matrix, 1, index, out=out)
-    return torch.index_select(matrix.t(), 0, index, out=None if out is None else out.t()).t()
-
-
-def _empty(matrix: Tensor) -> Tensor:
-    """Uninitialised, in the layout of the matrix."""
-    return matrix.new_empty(matrix.shape) if matrix.is_contiguous() else _empty(matrix.t()).t()
+def _put(rows: Tensor, out: Tensor) -> None:
+    """Writes rows of channels (P, C) into a map (C, H, W)."""
+    out.copy_(rows.unflatten(0, tuple(out.shape[1:])).permute(2, 0, 1))
 
 
 class _Geometry:
@@ -216,12 +215,27 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _rows(x: Tensor, padding) -> Tensor:
-    """(C, H, W) as the (H + 2 ph) (W + 2 pw) rows of C numbers of the zero-padded map."""
-    rows = x.permute(1, 2, 0)
-    if any(padding):
-        rows = F.pad(rows, (0, 0, padding[1], padding[1], padding[0], padding[0]))
-    return rows.contiguous().flatten(0, 1)
+class _Rows:
+    """The zero-padded maps (N, C, H, W), one at a time, as (H + 2 ph) (W + 2 pw) rows of C numbers.
+
+    All are read into the memory of one: fresh memory costs more than the copy.
+    """
+
+    def __init__(self, x: Tensor, padding=(0, 0)):
+        self.x = x
+        size = (x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1], x.shape[1])
+        self.padded = x.new_zeros(size)
+        self.inner = _inner(self.padded, x, padding)
+
+    def read(self, i: int) -> Tensor:
+        self.inner.copy_(self.x[i].permute(1, 2, 0))
+        return self.padded.flatten(0, 1)
+
+
+def _inner(padded: Tensor, x: Tensor, padding) -> Tensor:
+    """The part of a padded (height, width, C) that is the map."""
+    (top, left), (height, width) = padding, x.shape[2:]
+    return padded[top : top + height, left : left + width]
 
 
 def _chunk_rows(pixels: int, row: int, x: Tensor) -> int:
