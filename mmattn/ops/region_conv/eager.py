@@ -108,39 +108,43 @@ def backward(
 
 
 def _pointwise_forward(x, filters, order, offsets) -> Tensor:
-    n, m, out_channels = filters.shape[:3]
+    n, m, out_channels, channels = filters.shape[:4]
     y = x.new_empty(n, out_channels, *x.shape[2:]).to(memory_format=memory_format(x))
     unpadded = _Rows(x)
-    sorted_y, natural_y = x.new_empty(2, y[:1, 0].numel(), out_channels)
+    pixels = x.shape[2] * x.shape[3]
+    sorted_x, sorted_y = x.new_empty(pixels, channels), x.new_empty(pixels, out_channels)
+    # of sorted_x no more is needed by then
+    natural_y = sorted_x if channels == out_channels else torch.empty_like(sorted_y)
     for i, sample, ends in _samples(n, m, order, offsets):
-        rows = unpadded.read(i)
+        torch.index_select(unpadded.read(i), 0, sample, out=sorted_x)
         for j in range(m):
             part = slice(*ends[j : j + 2])
-            weight = filters[i, j].flatten(1).t()
-            torch.mm(rows.index_select(0, sample[part]), weight, out=sorted_y[part])
+            torch.mm(sorted_x[part], filters[i, j].flatten(1).t(), out=sorted_y[part])
         torch.index_select(sorted_y, 0, _inverse(sample), out=natural_y)
         _put(natural_y, y[i])
     return y
 
 
 def _pointwise_backward(dy, x, filters, order, offsets, need_x, need_filters):
-    n, m = filters.shape[:2]
+    n, m, out_channels, channels = filters.shape[:4]
     dx = torch.empty_like(x, memory_format=memory_format(x)) if need_x else None
     dfilters = torch.empty_like(filters, memory_format=torch.contiguous_format)
     unpadded, upstream = _Rows(x), _Rows(dy)
-    sorted_dx, natural_dx = x.new_empty(2, x[:1, 0].numel(), x.shape[1]) if need_x else (None, None)
+    pixels = x.shape[2] * x.shape[3]
+    sorted_x, sorted_dy = x.new_empty(pixels, channels), x.new_empty(pixels, out_channels)
+    sorted_dx = torch.empty_like(sorted_x)
     for i, sample, ends in _samples(n, m, order, offsets):
-        dy_rows = upstream.read(i)
-        rows = unpadded.read(i) if need_filters else None
+        torch.index_select(upstream.read(i), 0, sample, out=sorted_dy)
+        if need_filters:
+            torch.index_select(unpadded.read(i), 0, sample, out=sorted_x)
         for j in range(m):
             part = slice(*ends[j : j + 2])
-            gathered = dy_rows.index_select(0, sample[part])
             if need_x:
-                torch.mm(gathered, filters[i, j].flatten(1), out=sorted_dx[part])
+                torch.mm(sorted_dy[part], filters[i, j].flatten(1), out=sorted_dx[part])
             if need_filters:
-                read = rows.index_select(0, sample[part])
-                torch.mm(gathered.t(), read, out=dfilters[i, j].flatten(1))
+                torch.mm(sorted_dy[part].t(), sorted_x[part], out=dfilters[i, j].flatten(1))
         if need_x:
+            natural_dx = sorted_x  # of which no more is needed
             torch.index_select(sorted_dx, 0, _inverse(sample), out=natural_dx)
             _put(natural_dx, dx[i])
     return dx, dfilters if need_filters else None
