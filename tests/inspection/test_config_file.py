@@ -37,7 +37,11 @@ def test_a_config_can_inherit_from_ours(tmp_path):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("retinanet_r50_fpn_1x_coco.py", RETINANET),
+        (
+            "retinanet_r50-caffe_fpn_1x_coco.py",
+            "mmdet::retinanet/retinanet_r50-caffe_fpn_1x_coco.py",
+        ),
+        ("retinanet_r50_fpn_1x_coco.py", "mmattn::_base_/retinanet_r50_fpn_1x_coco.py"),
         ("mmdet::retinanet/retinanet_r50_fpn_1x_coc.py", RETINANET),
         ("mmdet::nothing_like_it.py", "does not exist"),
         ("nopackage::a/b.py", "no package 'nopackage'"),

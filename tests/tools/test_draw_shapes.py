@@ -187,6 +187,8 @@ def test_an_interruption_leaves_nothing(tmp_path, number, status):
         [sys.executable, TOOL, tmp_path / "s", "--train", "5000"],
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background job, as CI may be, ignores Ctrl-C and hands that down
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while not list(tmp_path.glob(".s-*/new/train/*.png")):
         assert process.poll() is None
