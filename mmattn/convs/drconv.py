@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mmattn.ops import region_conv2d
 from mmattn.ops._backend import check_map, statistics_dtype, without_autocast
-from mmattn.ops.region_conv import output_size
+from mmattn.ops.region_conv import output_size, pair
 from mmattn.plugins.base import check_choice, check_positive_int
 from mmattn.registry import MODELS
 
@@ -161,10 +161,10 @@ class DRConv2d(BaseModule):
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = _pair("kernel_size", kernel_size, 1)
-        self.stride = _pair("stride", stride, 1)
-        self.padding = _pair("padding", padding, 0)
-        self.dilation = _pair("dilation", dilation, 1)
+        self.kernel_size = pair("DRConv2d", "kernel_size", kernel_size, 1)
+        self.stride = pair("DRConv2d", "stride", stride, 1)
+        self.padding = pair("DRConv2d", "padding", padding, 0)
+        self.dilation = pair("DRConv2d", "dilation", dilation, 1)
         self.groups = groups
         self.padding_mode = padding_mode
         self.regions = regions
@@ -425,16 +425,3 @@ def _is_int(value) -> bool:
 def _check_at_least_2(name: str, value) -> None:
     if not _is_int(value) or value < 2:
         raise ValueError(f"DRConv2d expects {name} to be an integer from 2 on, got {value!r}")
-
-
-def _pair(name: str, value, least: int) -> tuple[int, int]:
-    pair = (value, value) if _is_int(value) else value
-    if (
-        not isinstance(pair, (tuple, list))
-        or len(pair) != 2
-        or not all(_is_int(v) and v >= least for v in pair)
-    ):
-        raise ValueError(
-            f"DRConv2d expects {name} to be an integer from {least} on, or two, got {value!r}"
-        )
-    return tuple(pair)

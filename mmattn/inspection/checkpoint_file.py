@@ -150,12 +150,19 @@ def check_fit(model, content: dict, path: str, partly: bool = False, prefix: str
         if not name.endswith("num_batches_tracked")
     }
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    reshaped = [name for name in own if shapes.get(name, own[name]) != own[name]]
+    reshaped: list[str] = []
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)  # modules report conversions when the weights count
     try:
-        fitting = {name: value for name, value in weights.items() if name not in reshaped}
-        result = model.load_state_dict(fitting, strict=False)
+        try:
+            result = model.load_state_dict(weights, strict=False)
+        except RuntimeError as error:
+            # all that no module converts, as DRConv2d does with a plain convolution's weight
+            reshaped = re.findall(r"size mismatch for (\S+):", str(error))
+            if not reshaped:
+                raise
+            fitting = {name: value for name, value in weights.items() if name not in reshaped}
+            result = model.load_state_dict(fitting, strict=False)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise PreflightError(f"checkpoint {path} does not fit: {reason}") from error

@@ -10,6 +10,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
+import mmattn
 from mmattn.inspection import checkpoint_file
 from mmattn.inspection.preflight import PreflightError
 
@@ -203,3 +204,24 @@ def test_only_a_training_is_resumed(meta):
     with pytest.raises(PreflightError, match="only weights"):
         checkpoint_file.check_resumable(wrong, "a.pth")
     checkpoint_file.check_resumable(content(Detector()), "a.pth")
+
+
+@pytest.mark.parametrize("arguments", [{}, dict(generator="paper", base_filter=True)])
+def test_what_a_module_converts_fits(arguments):
+    """A plain convolution's weight starts a DRConv2d, whose own weight has another shape."""
+    plain, regional = Detector(), Detector()
+    regional.backbone[0] = mmattn.DRConv2d(3, 4, 1, regions=2, **arguments)
+    checkpoint_file.check_fit(regional, content(plain), "a.pth")
+    checkpoint_file.check_fit(regional, content(plain), "a.pth", partly=True)
+    with pytest.raises(PreflightError, match=r"DRConv2d expects .* \(4, 3, 1, 1\), got \(5, 3"):
+        checkpoint_file.check_fit(regional, content(Detector(5)), "a.pth")
+    # and what is not converted is still named
+    with pytest.raises(PreflightError, match="head.weight is .5, 4. in the file"):
+        checkpoint_file.check_fit(regional, content(Detector(classes=5)), "a.pth")
+
+
+def test_a_plain_weight_that_cannot_start_the_module():
+    regional = Detector()
+    regional.backbone[0] = mmattn.DRConv2d(3, 4, 1, regions=2, generator="paper")
+    with pytest.raises(PreflightError, match="does not fit: .* set base_filter=True"):
+        checkpoint_file.check_fit(regional, content(Detector()), "a.pth")

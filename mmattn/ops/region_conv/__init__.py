@@ -60,10 +60,10 @@ def region_conv2d(
         ValueError: A shape that does not fit, a region out of range (not looked for under
             ``torch.compile``, tracing and export), m < 2, a kernel larger than the padded map.
         TypeError: ``x`` or ``filters`` is not floating point, their dtypes differ, or
-            ``region`` does not hold integers.
+            ``region`` is no tensor of integers.
     """
     stride, padding, dilation = (
-        _pair(name, value, least)
+        pair("region_conv2d", name, value, least)
         for name, value, least in (
             ("stride", stride, 1),
             ("padding", padding, 0),
@@ -118,17 +118,18 @@ def _is_exporting() -> bool:
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or exporting
 
 
-def _pair(name: str, value, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else value
+def pair(owner: str, name: str, value, least: int) -> tuple[int, int]:
+    """Returns an integer or two as (vertical, horizontal), or raises in the name of ``owner``."""
+    two = (value, value) if isinstance(value, int) else value
     if (
-        not isinstance(pair, (tuple, list))
-        or len(pair) != 2
-        or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in pair)
+        not isinstance(two, (tuple, list))
+        or len(two) != 2
+        or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in two)
     ):
         raise ValueError(
-            f"region_conv2d expects {name} to be an integer from {least} on, or two, got {value!r}"
+            f"{owner} expects {name} to be an integer from {least} on, or two, got {value!r}"
         )
-    return tuple(pair)
+    return tuple(two)
 
 
 def _check(x, filters, region, stride, padding, dilation, groups, guide, candidates):
@@ -158,6 +159,10 @@ def _check(x, filters, region, stride, padding, dilation, groups, guide, candida
             f"got {groups}"
         )
     out_size = output_size(size, kernel_size, stride, padding, dilation)
+    if not isinstance(region, Tensor):
+        raise TypeError(
+            f"region_conv2d expects the region map as a tensor, got {type(region).__name__}"
+        )
     if tuple(region.shape) != (n, *out_size):
         raise ValueError(
             f"region_conv2d expects a region map (N, H', W') = {(n, *out_size)}, the size of the "
@@ -203,4 +208,4 @@ def output_size(size, kernel_size, stride, padding, dilation) -> tuple[int, int]
     return out
 
 
-__all__ = ["eager", "output_size", "reference", "region_conv2d"]
+__all__ = ["eager", "output_size", "pair", "reference", "region_conv2d"]
