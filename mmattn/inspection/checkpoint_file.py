@@ -17,7 +17,6 @@ from mmattn.inspection._console import PreflightError, warn
 HARDLY_ANY = 0.1  # of a model's weights; a checkpoint with fewer of them is for another model
 
 
-@functools.cache
 def allow_training_state() -> None:
     """Lets checkpoints of mmengine be read safely, by torch.load here and in mmengine.
 
@@ -27,8 +26,18 @@ def allow_training_state() -> None:
     read what mmengine writes and nothing that could run code. Who trusts a file all the same
     sets ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``, an option of PyTorch.
     """
-    import numpy as np
     import torch
+
+    # each time: leaving a torch.serialization.safe_globals block forgets what was added inside
+    torch.serialization.add_safe_globals(_training_state())
+    if not os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+
+
+@functools.cache
+def _training_state() -> list:
+    """The classes and functions in a checkpoint of mmengine that are not weights."""
+    import numpy as np
     from mmengine.logging import HistoryBuffer
 
     def history_method(owner, name):
@@ -44,9 +53,7 @@ def allow_training_state() -> None:
         for home in ("numpy.core.multiarray", "numpy._core.multiarray"):
             allowed.append(_named(getattr(multiarray, name), f"{home}.{name}"))
     allowed += {type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u4", "u1", "?")}
-    torch.serialization.add_safe_globals(allowed)
-    if not os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
-        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    return allowed
 
 
 def _named(function, path: str):
