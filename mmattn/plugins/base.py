@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 
 import torch
+from mmcv.cnn import build_norm_layer
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmattn.registry import MODELS
 
 
 def check_positive_int(owner: str, name: str, value) -> int:
@@ -22,6 +28,49 @@ def check_choice(owner: str, name: str, value, choices) -> None:
         raise ValueError(
             f"{owner} expects {name} to be one of {', '.join(map(repr, choices))}, got {value!r}"
         )
+
+
+def build_norm(owner: str, norm_cfg: dict, channels: int) -> nn.Module:
+    """The norm layer of ``norm_cfg`` for that many channels; raises in the name of ``owner``."""
+    if not isinstance(norm_cfg, dict) or "type" not in norm_cfg:
+        raise TypeError(f"{owner} expects norm_cfg as dict(type='BN', ...), got {norm_cfg!r}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on scopes, of no use to who mistyped a name
+        known = isinstance(norm_cfg["type"], type) or MODELS.get(norm_cfg["type"]) is not None
+    if not known:
+        raise ValueError(
+            f"{owner} expects the type in norm_cfg to be a registered norm layer such as 'BN', "
+            f"'SyncBN' or 'GN', got {norm_cfg['type']!r}"
+        )
+    try:
+        return build_norm_layer(norm_cfg, channels)[1]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{owner} cannot build norm_cfg={dict(norm_cfg)} for {channels} channels: "
+            f"{error.args[0] if error.args else error}"
+        ) from error
+
+
+def normalize(norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm(x)`` in the norm's own dtype, for x (N, C, ...), returned in the dtype of ``x``.
+
+    A BatchNorm in training that would see at most one value a channel, where a variance does
+    not exist, uses its running statistics and leaves them as they are.
+    """
+    own = next(norm.parameters(), x)
+    value = x.to(own.dtype)
+    batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    if (
+        batch_norm
+        and norm.training
+        and value.numel() <= value.shape[1]
+        and norm.track_running_stats
+    ):
+        mean, variance = norm.running_mean, norm.running_var
+        value = F.batch_norm(value, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
+    else:
+        value = norm(value)
+    return value.to(x.dtype)
 
 
 class AttentionModule(BaseModule):
@@ -73,6 +122,16 @@ class AttentionModule(BaseModule):
         """Restores the documented initial state, whatever a parent's ``init_cfg`` did to it."""
         self.reset_parameters()
         self._is_init = True
+
+    def apply(self, fn):
+        """As ``nn.Module.apply``, but a parent's ``init_cfg`` does not reach in.
+
+        mmengine initialises by applying functions to every layer below, in parts of a model
+        whose ``init_weights`` never descends to this module.
+        """
+        if getattr(fn, "__module__", None) == "mmengine.model.weight_init":
+            return self
+        return super().apply(fn)
 
     def _hidden_channels(self, ratio: int) -> int:
         """C // ratio, with ``ratio`` checked."""
