@@ -44,6 +44,12 @@ def add_common(parser: argparse.ArgumentParser, checkpoint: bool = False) -> Non
         "data_root=/path/ moves all datasets and annotation files",
     )
     parser.add_argument(
+        "--attention",
+        metavar="MODULE",
+        help="put an attention module into the backbone, starting as identity: sge, "
+        "gc:ratio=4@c3-c5 (NAME:ARGUMENT=VALUE@STAGES); shows what it stands for",
+    )
+    parser.add_argument(
         "--launcher",
         choices=["none", "pytorch", "slurm", "mpi"],
         default="none",
