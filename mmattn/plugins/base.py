@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
+from itertools import chain
 
 import torch
 from mmcv.cnn import build_norm_layer
+from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from mmattn.registry import MODELS
@@ -52,24 +55,37 @@ def build_norm(owner: str, norm_cfg: dict, channels: int) -> nn.Module:
 
 
 def normalize(norm: nn.Module, x: Tensor) -> Tensor:
-    """``norm(x)`` in the norm's own dtype, for x (N, C, ...), returned in the dtype of ``x``.
+    """``norm(x)`` for x (N, C, ...), in the wider dtype of both, returned in the dtype of ``x``.
 
     A BatchNorm in training that would see at most one value a channel, where a variance does
-    not exist, uses its running statistics and leaves them as they are.
+    not exist, uses its running statistics and leaves them as they are. A SyncBatchNorm with
+    peers does not: they wait for its part, and bring values.
     """
-    own = next(norm.parameters(), x)
-    value = x.to(own.dtype)
-    batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    own = next(chain(norm.parameters(), norm.buffers()), x).dtype
+    dtype = torch.promote_types(x.dtype, own)
+    value = x.to(dtype)
     if (
-        batch_norm
+        isinstance(norm, nn.modules.batchnorm._BatchNorm)
         and norm.training
-        and value.numel() <= value.shape[1]
         and norm.track_running_stats
+        and value.numel() <= value.shape[1]
+        and not (isinstance(norm, nn.SyncBatchNorm) and get_world_size() > 1)
     ):
-        mean, variance = norm.running_mean, norm.running_var
-        value = F.batch_norm(value, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
-    else:
+        state = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        state = (None if v is None else v.to(dtype) for v in state)
+        value = F.batch_norm(value, *state, False, 0.0, norm.eps)
+    elif type(norm) is nn.GroupNorm:
+        affine = (None if v is None else v.to(dtype) for v in (norm.weight, norm.bias))
+        # the layer itself refuses a single value a group, which is 0 when it is normalised
+        value = torch.group_norm(value, norm.num_groups, *affine, norm.eps)
+    elif own == dtype:
         value = norm(value)
+    else:
+        state = chain(norm.named_parameters(), norm.named_buffers())
+        wide = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state}
+        value = functional_call(norm, wide, value)
+        for key, buffer in norm.named_buffers():
+            buffer.copy_(wide[key])  # what a BatchNorm moved
     return value.to(x.dtype)
 
 

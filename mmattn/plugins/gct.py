@@ -29,7 +29,7 @@ class GCT(AttentionModule):
     Paper: https://arxiv.org/abs/1909.11519. The paper puts it before every convolution, which is
     :class:`mmattn.GCTConv2d`; as a plug-in (one a block) it gains 0.1 to 0.2 top-1 less there.
     Reference: the authors' release; parameter names ``alpha``, ``gamma``, ``beta``.
-    Deviations: none. ``beta`` should have no weight decay, see ``docs/modules.md``.
+    Deviations: none. ``beta`` should have no weight decay, see ``docs/modules/gct.md``.
     Identity at init: yes with the gates '1+tanh' and '1+elu'. 'sigmoid' starts at a factor of
     0.5; with ``identity_init`` the gate is divided by it.
     Cost: 3 C parameters; two passes over the map.

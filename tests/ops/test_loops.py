@@ -147,3 +147,103 @@ def test_gct(norm, gate, scale):
             y[n, c] = x[n, c] * GATES[gate](z) / (scale or 1)
     scale = None if scale is None else torch.tensor(scale)
     assert_close(ops.gct(x, alpha, gamma, beta, eps, norm, bool(after_relu), gate, scale), y, 1e-12)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 7])
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_eca(kernel_size, scale):
+    x, weight = draw((N, C, H, W), (1, 1, kernel_size))
+    y = torch.empty_like(x)
+    for n in range(N):
+        z = [sum(x[n, c, i, j].item() for i, j in POSITIONS) / (H * W) for c in range(C)]
+        for c in range(C):
+            neighbours = {k: c + k - kernel_size // 2 for k in range(kernel_size)}
+            s = sum(weight[0, 0, k].item() * z[d] for k, d in neighbours.items() if 0 <= d < C)
+            y[n, c] = x[n, c] * sigmoid(s) / (scale or 1)
+    scale = None if scale is None else torch.tensor(scale)
+    assert_close(ops.eca(x, weight, scale), y, 1e-12)
+
+
+def test_srm():
+    x, cfc = draw((N, C, H, W), (C, 2))
+    eps, z = 0.01, torch.empty(N, C, dtype=torch.float64)
+    for n, c in itertools.product(range(N), range(C)):
+        mean, std = mean_std([x[n, c, i, j].item() for i, j in POSITIONS])
+        z[n, c] = cfc[c, 0].item() * mean + cfc[c, 1].item() * math.sqrt(std**2 + eps)
+    assert_close(ops.srm(x, cfc, eps), z, 1e-12)
+
+
+def test_simam():
+    (x,) = draw((N, C, H, W))
+    e_lambda, y = 0.01, torch.empty_like(x)
+    for n, c in itertools.product(range(N), range(C)):
+        mean, std = mean_std([x[n, c, i, j].item() for i, j in POSITIONS])
+        for i, j in POSITIONS:
+            value = x[n, c, i, j].item()
+            y[n, c, i, j] = value * sigmoid((value - mean) ** 2 / (4 * (std**2 + e_lambda)) + 0.5)
+    assert_close(ops.simam(x, e_lambda), y, 1e-12)
+
+
+def test_snl():
+    x, wk, bk, wv = draw((N, C, H, W), (1, C, 1, 1), (1,), (C, C))
+    y = x.clone()
+    for n in range(N):
+        pixels = {p: x[n, :, p[0], p[1]].tolist() for p in POSITIONS}
+        weights = {p: math.exp(linear(wk.flatten(1), bk, v)[0]) for p, v in pixels.items()}
+        total = sum(weights.values())
+        context = [sum(weights[p] / total * pixels[p][c] for p in POSITIONS) for c in range(C)]
+        for c, value in enumerate(linear(wv, None, context)):
+            y[n, c] += value
+    assert_close(ops.snl(x, wk, bk, wv), y, 1e-12)
+    assert_close(ops.snl(x, wk, bk, wv[:, :, None, None]), y, 1e-12)
+
+
+@pytest.mark.parametrize("sub_sample", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "use_scale"),
+    [
+        ("embedded_gaussian", True),
+        ("embedded_gaussian", False),
+        ("gaussian", True),
+        ("dot_product", True),
+        ("concatenation", True),
+    ],
+)
+def test_non_local(mode, use_scale, sub_sample):
+    p = 3
+    x, wf, *projections = draw((N, C, 3, 4), (1, 2 * p), *[(p, C), (p,)] * 3, (C, p), (C,))
+    theta, phi, g, out = zip(projections[::2], projections[1::2], strict=True)
+
+    def pooled(maps):
+        """The largest of each 2 x 2 pixels of a 3 x 4 map, whose last row is left over."""
+        if not sub_sample:
+            return maps
+        squares = [[(0, 0), (0, 1), (1, 0), (1, 1)], [(0, 2), (0, 3), (1, 2), (1, 3)]]
+        return {
+            k: [max(v) for v in zip(*map(maps.get, s), strict=True)] for k, s in enumerate(squares)
+        }
+
+    y = torch.empty_like(x)
+    for n in range(N):
+        pixels = {(i, j): x[n, :, i, j].tolist() for i in range(3) for j in range(4)}
+        queries = {q: linear(*theta, v) if mode != "gaussian" else v for q, v in pixels.items()}
+        keys = pooled({q: linear(*phi, v) if mode != "gaussian" else v for q, v in pixels.items()})
+        values = pooled({q: linear(*g, v) for q, v in pixels.items()})
+        for q, query in queries.items():
+            f = {}
+            for k, key in keys.items():
+                dot = sum(a * b for a, b in zip(query, key, strict=True))
+                if mode == "concatenation":
+                    f[k] = max(linear(wf, None, query + key)[0], 0.0) / len(keys)
+                elif mode == "dot_product":
+                    f[k] = dot / len(keys)
+                else:
+                    scaled = mode == "embedded_gaussian" and use_scale
+                    f[k] = math.exp(dot / math.sqrt(p) if scaled else dot)
+            total = sum(f.values()) if "gaussian" in mode else 1.0
+            mixed = [sum(f[k] / total * values[k][c] for k in keys) for c in range(p)]
+            y[n, :, q[0], q[1]] = torch.tensor(linear(*out, mixed), dtype=torch.float64)
+    embedded = (theta, phi) if mode != "gaussian" else (None, None)
+    concat = wf[:, :, None, None] if mode == "concatenation" else None
+    actual = ops.non_local(x, g, out, *embedded, concat, mode, use_scale, sub_sample)
+    assert_close(actual, y, 1e-12)

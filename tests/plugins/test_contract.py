@@ -9,10 +9,23 @@ import torch
 from mmcv.cnn import build_plugin_layer
 
 from mmattn.ops import use_backend
-from tests.zoo import CASES, IDS, INERT, PLUGINS, assert_close, scramble
+from tests.zoo import (
+    AMPLIFY,
+    CASES,
+    IDS,
+    INERT,
+    NEVER_IDENTITY,
+    PLUGINS,
+    assert_close,
+    scramble,
+)
 
 C = 64
 every_case = pytest.mark.parametrize(("name", "arguments"), CASES, ids=IDS)
+IDENTITY = [i for i, (name, _) in enumerate(CASES) if name not in NEVER_IDENTITY]
+every_identity_case = pytest.mark.parametrize(
+    ("name", "arguments"), [CASES[i] for i in IDENTITY], ids=[IDS[i] for i in IDENTITY]
+)
 every_plugin = pytest.mark.parametrize("name", sorted(PLUGINS))
 
 DTYPES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -42,30 +55,48 @@ def run(module, x, dy):
 
 
 @every_case
-@pytest.mark.filterwarnings("ignore:std.*degrees of freedom")  # of the reference, for N = 0
+@pytest.mark.filterwarnings("ignore:(std|var).*degrees of freedom")  # of references, for N = 0
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_values_gradients_dtype_and_layout(name, arguments, shape, dtype, layout):
+def test_values_gradients_dtype_and_layout(name, arguments, shape, dtype):
     """Equal to the equation in float64, whatever the dtype and layout of the input."""
     module = scramble(build(name, arguments)).to(dtype)
-    x = LAYOUTS[layout](torch.randn(shape).to(dtype))
-    dy = torch.randn(shape).to(dtype)
-    y, dx, gradients = run(module, x, dy)
-    with use_backend("reference"):
-        expected = run(copy.deepcopy(module).double(), x.double(), dy.double())
+    values, dy = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    tolerance = DTYPES[dtype] * (AMPLIFY.get(name, 1) if dtype.itemsize == 2 else 1)
+    for layout, arrange in LAYOUTS.items():
+        x = arrange(values)
+        # a BatchNorm over equal images has no spread, and would blow their rounding up
+        module.train(layout != "expanded batch")
+        if layout in ("contiguous", "expanded batch"):  # the others hold the same values
+            with use_backend("reference"):
+                expected = run(copy.deepcopy(module).double(), x.double(), dy.double())
+        y, dx, gradients = run(module, x, dy)
 
-    assert y.dtype == dtype
-    if y.numel():  # an empty map has no order
-        last = layout == "channels_last"
-        order = torch.channels_last if last else torch.contiguous_format
-        assert y.is_contiguous(memory_format=order)
-    tolerance = DTYPES[dtype]
-    assert_close(y, expected[0], tolerance, "y")
-    assert_close(dx, expected[1], 4 * tolerance, "dx")
-    for key, gradient in gradients.items():
-        assert torch.isfinite(gradient).all(), key
-        assert_close(gradient, expected[2][key], 8 * tolerance, key)
+        assert y.dtype == dtype, layout
+        if y.numel():  # an empty map has no order
+            last = layout == "channels_last"
+            order = torch.channels_last if last else torch.contiguous_format
+            assert y.is_contiguous(memory_format=order), layout
+        assert_close(y, expected[0], tolerance, f"{layout}: y")
+        assert_close(dx, expected[1], 4 * tolerance, f"{layout}: dx")
+        largest = max((g.abs().max().item() for g in expected[2].values()), default=0.0)
+        for key, gradient in gradients.items():
+            assert torch.isfinite(gradient).all(), f"{layout}: {key}"
+            # where gradients cancel by theory, their rounding stays
+            inert = max(1.0, largest) if key in INERT.get(name, ()) else 1.0
+            assert_close(gradient, expected[2][key], 8 * tolerance * inert, f"{layout}: {key}")
+
+
+@every_case
+@pytest.mark.parametrize("shape", [(1, C, 1, 1), (1, C, 3, 4)], ids=str)
+def test_one_image_in_training_is_finite(name, arguments, shape):
+    """There a BatchNorm may see one value a channel, of which there is no variance."""
+    module = scramble(build(name, arguments))
+    y, dx, gradients = run(module, torch.randn(shape), torch.randn(shape))
+    assert y.isfinite().all()
+    assert dx.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert all(buffer.isfinite().all() for buffer in module.buffers())
 
 
 @every_case
@@ -89,10 +120,10 @@ def test_autocast_keeps_statistics_in_full_precision(name, arguments):
         assert_close(module(x), expected, 1e-5)
         y = module(x.bfloat16())
     assert y.dtype == torch.bfloat16
-    assert_close(y, expected, 2e-2)
+    assert_close(y, expected, 2e-2 * AMPLIFY.get(name, 1))
 
 
-@every_case
+@every_identity_case
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("training", [True, False])
 def test_identity_init_is_identity(name, arguments, dtype, training):
@@ -103,13 +134,13 @@ def test_identity_init_is_identity(name, arguments, dtype, training):
     assert torch.equal(module(x[..., :1, :1]), x[..., :1, :1])
 
 
-@every_case
+@every_identity_case
 def test_identity_init_learns_every_parameter(name, arguments):
     module = build(name, arguments, identity_init=True)
     # a parameter in front of a zero gets its first gradient only at the second step
     start = {k: p.detach().clone() for k, p in module.named_parameters()}
-    optimizer = torch.optim.SGD(module.parameters(), 0.1) if start else None
-    for _ in range(3 if start else 0):
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    for _ in range(3):
         x = torch.randn(2, C, 7, 9)
         loss = (module(x) * torch.randn_like(x)).sum()
         optimizer.zero_grad()
@@ -123,11 +154,17 @@ def test_identity_init_learns_every_parameter(name, arguments):
 
 
 @every_case
-@pytest.mark.parametrize("identity_init", [True, False])
-def test_identity_at_init_tells_the_truth(name, arguments, identity_init):
-    module = build(name, arguments, identity_init=identity_init)
-    x = torch.randn(2, C, 7, 9)
-    assert module.identity_at_init == torch.equal(module(x), x)
+def test_identity_at_init_tells_the_truth(name, arguments):
+    for identity_init in (False,) if name in NEVER_IDENTITY else (False, True):
+        module = build(name, arguments, identity_init=identity_init)
+        x = torch.randn(2, C, 7, 9)
+        assert module.identity_at_init == torch.equal(module(x), x), identity_init
+
+
+@pytest.mark.parametrize("name", sorted(NEVER_IDENTITY))
+def test_what_cannot_be_identity_says_so(name):
+    with pytest.raises(ValueError, match=f"{name} .*cannot start as identity.*; leave it out"):
+        build(name, {}, identity_init=True)
 
 
 @every_case
@@ -146,7 +183,7 @@ def test_init_weights_restores_the_initial_state(name, arguments):
         assert key not in constant or torch.equal(value, constant[key]), key
 
 
-@every_case
+@every_identity_case
 def test_identity_init_weights_into_a_module_without_it(name, arguments):
     source = build(name, arguments, identity_init=True)
     target = build(name, arguments)
@@ -157,21 +194,21 @@ def test_identity_init_weights_into_a_module_without_it(name, arguments):
             target.load_state_dict(source.state_dict(), strict=False)
 
 
-@every_case
+@every_identity_case
 def test_official_weights_into_a_module_with_identity_init(name, arguments):
     """The computation is the official one, not the official one over the neutral gate."""
-    source = scramble(build(name, arguments))
-    target = build(name, arguments, identity_init=True)
+    source = scramble(build(name, arguments)).eval()
+    target = build(name, arguments, identity_init=True).eval()
     target.load_state_dict(source.state_dict(), strict=True)
     x = torch.randn(2, C, 7, 9)
     assert torch.equal(source(x), target(x))
     # and again through a checkpoint of the target
-    again = build(name, arguments, identity_init=True)
+    again = build(name, arguments, identity_init=True).eval()
     again.load_state_dict(target.state_dict())
     assert torch.equal(source(x), again(x))
 
 
-@every_case
+@every_identity_case
 def test_weights_of_a_plain_model_leave_the_identity(name, arguments):
     model = torch.nn.ModuleDict(
         {"conv": torch.nn.Conv2d(3, C, 1), "plugin": build(name, arguments, identity_init=True)}

@@ -6,7 +6,19 @@ import torch
 from mmcv.cnn.bricks.context_block import ContextBlock
 
 from mmattn.ops import use_backend
-from mmattn.plugins import GC, GCT, SE, SGE
+from mmattn.plugins import (
+    BAM,
+    CBAM,
+    ECA,
+    GC,
+    GCT,
+    SE,
+    SGE,
+    SRM,
+    CoordAttention,
+    SimAM,
+    TripletAttention,
+)
 from tests.data import GOLDEN
 from tests.zoo import assert_close, scramble
 
@@ -21,6 +33,20 @@ MODULES = {
     "gct_l1": (GCT, dict(norm="l1")),
     "gct_l1_after_relu": (GCT, dict(norm="l1", after_relu=True)),
     "gct_l2": (GCT, {}),
+    "cbam_train": (CBAM, {}),
+    "cbam_eval": (CBAM, {}),
+    "bam_train": (BAM, {}),
+    "bam_eval": (BAM, {}),
+    "coord_r8_train": (CoordAttention, dict(ratio=8)),
+    "coord_r8_eval": (CoordAttention, dict(ratio=8)),
+    "triplet_train": (TripletAttention, {}),
+    "triplet_eval": (TripletAttention, {}),
+    "eca_k3": (ECA, {}),
+    "eca_k5": (ECA, dict(kernel_size=5)),
+    "srm_train": (SRM, {}),
+    "srm_eval": (SRM, {}),
+    "simam_1e-4": (SimAM, {}),
+    "simam_0.1": (SimAM, dict(e_lambda=0.1)),
 }
 
 
@@ -32,13 +58,17 @@ def test_values_and_gradients_equal_the_authors(name, backend):
         k: torch.from_numpy(v) for k, v in np.load(GOLDEN / "modules" / f"{name}.npz").items()
     }
     x = golden["x"].requires_grad_()
-    module = cls(in_channels=x.shape[1], **arguments).double()
-    module.load_state_dict(
-        {k.removeprefix("param/"): v for k, v in golden.items() if k.startswith("param/")}
-    )
+    training = not name.endswith("_eval")
+    module = cls(in_channels=x.shape[1], **arguments).double().train(training)
+    state = {k.removeprefix("param/"): v for k, v in golden.items() if k.startswith("param/")}
+    module.load_state_dict(state)
     with use_backend(backend):
         y = module(x)
     y.backward(golden["dy"])
+    for key, buffer in module.named_buffers():  # running statistics move in training alone
+        assert torch.equal(buffer, state[key]) != training, key
+        if key.endswith("num_batches_tracked"):
+            assert buffer == state[key] + training, key
     assert_close(y, golden["y"], 1e-10, "y")
     assert_close(x.grad, golden["dx"], 1e-10, "dx")
     gradients = {k for k in golden if k.startswith("dparam/")}

@@ -9,13 +9,13 @@ from mmdet.registry import MODELS
 from torch import nn
 
 from mmattn.plugins import AttentionModule
-from tests.zoo import PLUGINS
+from tests.zoo import NEVER_IDENTITY, PLUGINS
 
 PLACEMENTS = {
     name: dict(
         plugins=[dict(cfg=dict(type=f"mmattn.{name}", identity_init=True), position="after_conv3")]
     )
-    for name in sorted(PLUGINS)
+    for name in sorted(PLUGINS.keys() - NEVER_IDENTITY)
 } | {"GCTConv2d": dict(conv_cfg=dict(type="mmattn.GCTConv2d", identity_init=True))}
 every_placement = pytest.mark.parametrize("name", PLACEMENTS)
 

@@ -10,18 +10,24 @@ from mmattn.ops.gc.reference import transform
 
 
 @without_autocast
+def pool(x: Tensor, mask_weight: Tensor | None, mask_bias: Tensor | None) -> Tensor:
+    """(N, C, H, W) -> (N, C), in float32 or better."""
+    dtype = statistics_dtype(x)
+    if mask_weight is None:
+        return x.mean((2, 3), dtype=dtype)
+    wide = x.to(dtype)
+    logits = torch.einsum("nchw,c->nhw", wide, mask_weight.to(dtype).flatten())
+    # the softmax does not see the bias: added only so that it has its gradient of zero
+    mask = (logits + mask_bias.to(dtype)).flatten(1).softmax(1).view_as(logits)
+    return torch.einsum("nchw,nhw->nc", wide, mask)
+
+
+@without_autocast
 def gc(
     x: Tensor, mask_weight: Tensor | None, mask_bias: Tensor | None, add, mul, gate_scale=None
 ) -> Tensor:
-    dtype = statistics_dtype(x)
-    if mask_weight is None:
-        context = x.mean((2, 3), dtype=dtype)
-    else:
-        wide = x.to(dtype)
-        logits = torch.einsum("nchw,c->nhw", wide, mask_weight.to(dtype).flatten())
-        # the softmax does not see the bias: added only so that it has its gradient of zero
-        mask = (logits + mask_bias.to(dtype)).flatten(1).softmax(1).view_as(logits)
-        context = torch.einsum("nchw,nhw->nc", wide, mask)
+    context = pool(x, mask_weight, mask_bias)
+    dtype = context.dtype
     y = x
     if mul is not None:
         gate = transform(context, mul.to(dtype)).sigmoid()

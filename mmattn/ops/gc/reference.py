@@ -15,14 +15,18 @@ def transform(context: Tensor, p) -> Tensor:
     return F.linear(F.relu(z), p.w2.flatten(1), p.b2)
 
 
+def pool(x: Tensor, mask_weight: Tensor | None, mask_bias: Tensor | None) -> Tensor:
+    """(N, C, H, W) -> (N, C): the context, a softmax-weighted sum over the positions."""
+    if mask_weight is None:
+        return x.mean((2, 3))
+    logits = F.conv2d(x, mask_weight, mask_bias).flatten(1)  # (N, HW)
+    return (x.flatten(2) * logits.softmax(1).unsqueeze(1)).sum(2)
+
+
 def gc(
     x: Tensor, mask_weight: Tensor | None, mask_bias: Tensor | None, add, mul, gate_scale=None
 ) -> Tensor:
-    if mask_weight is None:
-        context = x.mean((2, 3))
-    else:
-        logits = F.conv2d(x, mask_weight, mask_bias).flatten(1)  # (N, HW)
-        context = (x.flatten(2) * logits.softmax(1).unsqueeze(1)).sum(2)
+    context = pool(x, mask_weight, mask_bias)
     y = x
     if mul is not None:
         y = y * scaled(transform(context, mul).sigmoid(), gate_scale)[:, :, None, None]

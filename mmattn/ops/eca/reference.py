@@ -1,0 +1,14 @@
+"""Efficient channel attention as the paper writes it (arXiv 1910.03151)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmattn.ops._backend import scaled
+
+
+def eca(x: Tensor, weight: Tensor, gate_scale=None) -> Tensor:
+    z = x.mean((2, 3)).unsqueeze(1)  # (N, 1, C): the channels are the positions of a sequence
+    s = F.conv1d(z, weight, padding=weight.shape[2] // 2).squeeze(1).sigmoid()
+    return x * scaled(s, gate_scale)[:, :, None, None]

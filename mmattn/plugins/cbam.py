@@ -1,0 +1,115 @@
+"""The convolutional block attention module.
+
+Paper: Woo et al., CBAM: Convolutional Block Attention Module, ECCV 2018,
+https://arxiv.org/abs/1807.06521
+Consulted: https://github.com/Jongchan/attention-module and
+https://github.com/implus/PytorchInsight (names, initial values, placement)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmattn.ops._backend import check_map, scaled, statistics_dtype, without_autocast
+from mmattn.plugins._gates import check_bool, linear, max_mean_conv, max_mean_gate, zero_affine
+from mmattn.plugins.base import AttentionModule
+from mmattn.registry import MODELS
+
+NORM_CFG = dict(type="BN", momentum=0.01)
+
+
+@MODELS.register_module()
+class CBAM(AttentionModule):
+    """Convolutional block attention: a gate for each channel, then one for each position.
+
+    ::
+
+        x' = x * sigmoid(mlp(mean_hw x) + mlp(max_hw x))      mlp(z) = W2 relu(W1 z + b1) + b2
+        y = x' * sigmoid(BN(conv([max_c x'; mean_c x'])))
+
+    Paper: https://arxiv.org/abs/1807.06521.
+    Reference: the authors' release and PytorchInsight; parameter names ``ChannelGate.mlp.{1,3}.*``,
+    ``SpatialGate.spatial.{conv,bn}.*``.
+    Deviations: where values tie for a maximum they share its gradient (the release gives it to
+    one). A BatchNorm that would see one value in training (N = H = W = 1) or none uses its running
+    statistics.
+    Identity at init: no; everything starts near a factor of 0.25. With ``identity_init`` yes:
+    ``mlp.3`` and the factor and shift of ``bn`` start at zero, each gate is divided by 0.5.
+    Cost: 2 C^2 / ratio + C + C / ratio + 2 kernel_size^2 + 2 parameters; six passes over the map.
+
+    Args:
+        in_channels: C.
+        ratio: Divisor of C that gives the hidden width P = C // ratio.
+        kernel_size: Of the spatial gate's convolution, odd.
+        spatial: The second gate; False is the paper's ablation.
+        norm_cfg: The norm layer of the spatial gate.
+        identity_init: Start as identity.
+
+    Shape:
+        (N, C, H, W) in and out.
+
+    Raises:
+        ValueError: ``ratio`` is no integer in [1, C], ``kernel_size`` is not odd, ``norm_cfg``
+            cannot be built, or ``identity_init`` comes with a norm layer that has nothing to learn.
+        TypeError: ``spatial`` is not a bool, or ``norm_cfg`` no dict with a type.
+    """
+
+    _abbr_ = "cbam"
+
+    def __init__(
+        self,
+        in_channels: int,
+        ratio: int = 16,
+        kernel_size: int = 7,
+        spatial: bool = True,
+        norm_cfg: dict = NORM_CFG,
+        identity_init: bool = False,
+    ):
+        check_bool("CBAM", "spatial", spatial)
+        super().__init__(in_channels, identity_init, neutral=0.25 if spatial else 0.5)
+        hidden = self._hidden_channels(ratio)
+        mlp = [nn.Flatten(), nn.Linear(in_channels, hidden), nn.ReLU()]
+        self.ChannelGate = nn.ModuleDict(
+            {"mlp": nn.Sequential(*mlp, nn.Linear(hidden, in_channels))}
+        )
+        gate = max_mean_conv("CBAM", kernel_size, norm_cfg)
+        self.SpatialGate = nn.ModuleDict({"spatial": gate}) if spatial else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """PyTorch's default; with ``identity_init`` the last layer of each gate is zero."""
+        _, first, _, last = self.ChannelGate["mlp"]
+        first.reset_parameters()
+        last.reset_parameters()
+        if self.identity_init:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        if self.SpatialGate is not None:
+            gate = self.SpatialGate["spatial"]
+            gate["conv"].reset_parameters()
+            gate["bn"].reset_parameters()
+            if self.identity_init:
+                zero_affine("CBAM", gate["bn"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        check_map("CBAM", x, self.in_channels)
+        return _forward(x, self)
+
+
+@without_autocast
+def _forward(x: Tensor, module: CBAM) -> Tensor:
+    wide = x.to(statistics_dtype(x))
+    _, first, _, last = module.ChannelGate["mlp"]
+    pooled = torch.stack([wide.mean((2, 3)), wide.amax((2, 3))])  # (2, N, C)
+    gate = linear(last, F.relu(linear(first, pooled))).sum(0).sigmoid()[:, :, None, None]
+    scale = module.gate_scale
+    if module.SpatialGate is None:
+        return x * scaled(gate, scale).to(x.dtype)
+    # each gate by its own neutral value: the second starts on x itself, not on x over 2
+    scale = None if scale is None else scale.sqrt()
+    y = wide * scaled(gate, scale)
+    y = y * scaled(max_mean_gate(module.SpatialGate["spatial"], y), scale)
+    return y.to(x.dtype)
