@@ -78,16 +78,18 @@ def attach(
             part is never called, or the channels cannot be found.
         TypeError: A wrong key or a value of a wrong type.
     """
-    if isinstance(plugins, Mapping) or not isinstance(plugins, Sequence) or not plugins:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"attach expects a model, then plugins; got a {type(model).__name__}")
+    if not isinstance(plugins, (list, tuple)) or not plugins:
         raise TypeError(
             "attach expects plugins as a list of dict(cfg=..., after=...), "
-            f"got {plugins if isinstance(plugins, Mapping) else repr(plugins)}"
+            f"got {'an empty' if plugins in ([], ()) else 'a'} {type(plugins).__name__}"
         )
     plan: list[_Planned] = []
     for plugin in plugins:
         plan += _planned(model, _checked(plugin))
     _check_names(plan)
-    _find_channels(model, plan, example)
+    _look_at_places(model, plan, example)
     for one in plan:
         one.module = _build(one, model)
     for one in plan:
@@ -119,6 +121,11 @@ def Attach(module, plugins, **model):  # noqa: N802  (a type name in configs)
         TypeError: ``module`` is a dict and other keys are given, or it is neither dict nor type.
         ValueError: As :func:`attach`.
     """
+    if module in ("mmattn.Attach", "Attach"):
+        raise ValueError(
+            "the base config is attached already (its type is mmattn.Attach): leave type and "
+            "module out of the child, and give plugins whole, as a list replaces the base's"
+        )
     if isinstance(module, Mapping):
         # the Runner hands a data_preprocessor of the config's top level to the model
         preprocessor = model.pop("data_preprocessor", None)
@@ -191,6 +198,11 @@ class _Hook:
                     f"tensor there, got {_described(value)}; say which with index="
                 )
             return self._through(target, value, arguments)
+        if isinstance(value, Tensor):
+            raise ValueError(
+                f"mmattn cannot insert {self.child!r} at {type(target).__name__}: there is one "
+                f"tensor, leave out index={self.index!r}"
+            )
         parts = dict(value) if isinstance(value, Mapping) else _as_list(value)
         try:
             part = parts[self.index]
@@ -284,7 +296,9 @@ def _height_and_width(child: str, hw, x: Tensor, arguments: Iterable) -> tuple[i
 def _checked(plugin) -> dict:
     """The plug-in's dict with defaults, or an error that names the key."""
     if not isinstance(plugin, Mapping) or "cfg" not in plugin:
-        raise TypeError(f"attach expects each plug-in as dict(cfg=..., after=...), got {plugin!r}")
+        mapping = isinstance(plugin, Mapping)
+        got = ", ".join(map(str, plugin)) if mapping else type(plugin).__name__
+        raise TypeError(f"attach expects each plug-in as dict(cfg=..., after=...), got {got}")
     for key in plugin:
         if key not in KEYS:
             hint = " (that is mmdet's own slot: model.backbone.plugins)" * (key == "position")
@@ -315,7 +329,10 @@ def _checked(plugin) -> dict:
         raise ValueError(f"attach expects name to be an identifier, got {name!r}")
     cfg = plugin["cfg"]
     if not isinstance(cfg, Mapping) or "type" not in cfg:
-        raise TypeError(f"attach expects cfg as dict(type=...), got {cfg!r}")
+        raise TypeError(
+            f"attach expects cfg as dict(type=...), got {type(cfg).__name__}: a module is built "
+            "for each place, with its channels"
+        )
     if isinstance(cfg["type"], str) and (problem := unknown_type(cfg["type"])):
         raise ValueError(f"attach expects a registered module: {problem}")
     if "in_channels" in cfg:
@@ -482,51 +499,73 @@ class _Seen(BaseException):  # no error, and not for a model's own handlers
     """Every channel count that was asked for is known."""
 
 
-def _find_channels(model: nn.Module, plan: list[_Planned], example) -> None:
-    """Fills ``in_channels`` where it is not known, from one forward pass that changes nothing."""
-    unknown = [one for one in plan if one.in_channels is None]
-    if not unknown:
-        return
-    waiting = set(map(id, unknown))
+class _Misplaced(BaseException):  # as above
+    """There is no such map at the place."""
 
-    def recorder(one):
-        hook = one.hook()
-        axis = 1 if one.layout == "NCHW" else -1
 
-        def look(module, x, _arguments):
-            if x.dim() != len(one.layout):
-                raise ValueError(
-                    f"expected a map {one.layout} at {one.target_name}, got shape "
-                    f"{tuple(x.shape)}; for tokens (N, L, C) give layout='NLC'"
-                )
-            one.in_channels = x.shape[axis]
-            waiting.discard(id(one))
-            if not waiting:
-                raise _Seen
-            return x
-
-        hook._through = look
-        return hook
-
-    handles = [one.register(recorder(one)) for one in unknown]
-    failure = None
+def _look_at_places(model: nn.Module, plan: list[_Planned], example) -> None:
+    """Fills ``in_channels`` and compares what was stated with one forward pass."""
+    waiting = set(map(id, plan))
+    handles = []
+    for one in plan:
+        handles.append(one.register(_recorder(one, waiting)))
+    failure = "none of them was called"
     try:
         with _undisturbed(model):
             _forward(model, example)
     except _Seen:
         pass
+    except _Misplaced as error:
+        raise ValueError(str(error)) from None
     except Exception as error:  # whatever a model raises at an input that is not its own
-        failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        failure = f"it ended in {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     finally:
         for handle in handles:
             handle.remove()
-    blind = [one.target_name for one in unknown if one.in_channels is None]
+    blind = [one.target_name for one in plan if one.in_channels is None]
     if blind:
-        reason = f"it ended in {failure}" if failure else "none of them was called"
         raise ValueError(
             f"the channels at {', '.join(blind[:3])}{' ...' * (len(blind) > 3)} could not be found "
-            f"by a forward pass of a {TRACE_SIZE} x {TRACE_SIZE} image ({reason}): give in_channels"
+            f"by a forward pass of a {TRACE_SIZE} x {TRACE_SIZE} image ({failure}): "
+            "give in_channels"
         )
+
+
+def _recorder(one: _Planned, waiting: set[int]) -> _Hook:
+    """A hook like that of the insertion, which looks at the map and lets it pass."""
+    hook = one.hook()
+    axis = 1 if one.layout == "NCHW" else -1
+
+    def look(_module, x, arguments):
+        if x.dim() != len(one.layout):
+            tokens = "; for tokens (N, L, C) give layout='NLC'" if x.dim() == 3 else ""
+            raise ValueError(
+                f"expected a map {one.layout} at {one.target_name}, got shape "
+                f"{tuple(x.shape)}{tokens}"
+            )
+        if one.in_channels not in (None, x.shape[axis]):
+            raise ValueError(
+                f"expected {one.in_channels} channels in a map {one.layout} at {one.target_name}, "
+                f"got shape {tuple(x.shape)}; leave in_channels out, or give another layout"
+            )
+        if one.layout == "NLC" and one.hw is None:
+            _height_and_width(one.name, None, x, arguments)
+        one.in_channels = x.shape[axis]
+        waiting.discard(id(one))
+        if not waiting:
+            raise _Seen
+        return x
+
+    through = type(hook).apply
+
+    def apply(*args):
+        try:
+            return through(hook, *args)
+        except ValueError as error:
+            raise _Misplaced(str(error)) from None
+
+    hook._through, hook.apply = look, apply
+    return hook
 
 
 @contextlib.contextmanager
@@ -549,22 +588,22 @@ def _forward(model: nn.Module, example) -> None:
         return
     first = next(model.parameters(), torch.zeros(()))
     image = torch.zeros(1, 3, TRACE_SIZE, TRACE_SIZE, device=first.device, dtype=first.dtype)
-    if "mode" not in inspect.signature(model.forward).parameters:
-        model(image)
-        return
-    samples = None  # other frameworks on mmengine take none in this mode
+    named = inspect.signature(model.forward).parameters
+    options = {"mode": "tensor"} if "mode" in named else {}
     with contextlib.suppress(ImportError):
         from mmdet.models.detectors import BaseDetector
         from mmdet.structures import DetDataSample
 
+        # other frameworks on mmengine take none in this mode
         if isinstance(model, BaseDetector):
             size = (TRACE_SIZE, TRACE_SIZE)
             sizes = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size)
-            samples = [DetDataSample(metainfo=dict(sizes, scale_factor=(1.0, 1.0)))]
+            sample = DetDataSample(metainfo=dict(sizes, scale_factor=(1.0, 1.0)))
             # some heads take the number of objects from here, even without a loss
             boxes, labels = image.new_zeros(0, 4), image.new_zeros(0, dtype=torch.long)
-            samples[0].gt_instances = InstanceData(bboxes=boxes, labels=labels)
-    model(image, samples, mode="tensor")
+            sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
+            options["data_samples"] = [sample]
+    model(image, **options)
 
 
 def _build(one: _Planned, model: nn.Module) -> nn.Module:
@@ -572,6 +611,11 @@ def _build(one: _Planned, model: nn.Module) -> nn.Module:
         module = MMENGINE_MODELS.build(dict(one.cfg, in_channels=one.in_channels))
     except (TypeError, ValueError, AssertionError) as error:
         reason = error.args[0] if error.args else error
+        if "missing" in str(reason) and "out_channels" in str(reason):
+            reason = (
+                f"{one.cfg['type']} is a convolution, not a module that follows one; it goes into "
+                "conv_cfg= or dcn= (docs/insertion.md)"
+            )
         raise type(error)(f"at {one.target_name}: {reason}") from error
     near = chain(one.target.parameters(), model.parameters())
     like = next((p for p in near if p.is_floating_point()), None)

@@ -15,7 +15,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset
 
-import mmattn  # noqa: F401  offers the operators that mmcv may lack
+import mmattn  # before mmdet: offers the operators that mmcv may lack
 
 IMAGES, STEPS = 8, 3  # 4 images a step in all
 
@@ -32,11 +32,14 @@ class Images(Dataset):
 class Features(BaseModel):
     def __init__(self, backbone):
         super().__init__()
+        plugins = backbone.pop("attach", None)
         self.backbone = MODELS.build(dict(type="mmdet.ResNet", **backbone))
         channels = [64, 128, 256, 512]
         self.neck = MODELS.build(
             dict(type="mmdet.FPN", in_channels=channels, out_channels=16, num_outs=5)
         )
+        if plugins:
+            mmattn.attach(self, plugins)
 
     def init_weights(self):
         super().init_weights()

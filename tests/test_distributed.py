@@ -15,12 +15,21 @@ BACKBONE = dict(depth=50, base_channels=16, norm_eval=True)
 CASES = {
     "SGE": dict(plugins=[dict(cfg=dict(type="mmattn.SGE", groups=8), position="after_conv3")]),
     "GCT": dict(conv_cfg=dict(type="mmattn.GCTConv2d")),
+    "Attach": dict(
+        attach=[
+            dict(
+                cfg=dict(type="mmattn.SGE", groups=8),
+                after=r"backbone\.layer\d|neck\.(lateral|fpn)_convs\.\d",
+            )
+        ]
+    ),
     "DRConv": dict(dcn=dict(type="mmattn.DRConv2d"), stage_with_dcn=(False, False, True, True)),
 }
 # the last names of the parameters that are the case's own
 OWN = {
     "SGE": ("sge.weight", "sge.bias"),
     "GCT": ("0.alpha", "0.gamma", "0.beta"),
+    "Attach": ("sge.weight", "sge.bias"),
     "DRConv": (
         "conv2.weight", "conv2.routing_fc.weight", "conv2.routing_fc.bias", "conv2.masknet.weight",
     ),

@@ -128,7 +128,7 @@ def test_tokens_are_the_maps_they_stand_for(net):
     assert_close(y, expected, 1e-6)
     with pytest.raises(ValueError, match=r"'sge' gets 30 tokens.*no pair \(H, W\).*hw=\(H, W\)"):
         net.tokens(tokens, hw_shape=(5, 5))
-    other = attached(Net(), after="tokens", layout="NLC", in_channels=8, hw=[6, 5])[0]
+    other = attached(Net(), after="tokens", layout="NLC", hw=[6, 5])[0]
     assert other.tokens(tokens, None).shape == tokens.shape
     with pytest.raises(ValueError, match=r"gets 29 tokens, which is not hw=\(6, 5\)"):
         other.tokens(tokens[:, :29], None)
@@ -177,12 +177,6 @@ def test_one_of_several_outputs(value, index):
     assert torch.equal(high, module(b))
     with pytest.raises(ValueError, match=r"index=.* is no tensor in a \w+ (of 2|with the keys)"):
         model["part"](a, None)
-
-
-def test_several_outputs_need_an_index(net):
-    attached(net, after="split", in_channels=8)
-    with pytest.raises(ValueError, match=r"at Split: expected one tensor.*list of 2.*index="):
-        net(image())
 
 
 @pytest.mark.parametrize("where", [dict(before="split"), dict(before="split", index="x")])
@@ -368,6 +362,10 @@ class TestAttach:
         with pytest.raises(TypeError, match="module as a type name or a model dict, got None"):
             mmattn.Attach(module=None, plugins=PLUGINS)
 
+    def test_a_child_of_an_attached_config(self):
+        with pytest.raises(ValueError, match="attached already.*leave type and module out"):
+            mmattn.Attach(module="mmattn.Attach", plugins=PLUGINS)
+
     def test_a_runners_data_preprocessor_reaches_the_model(self):
         preprocessor = dict(type="DetDataPreprocessor", mean=[1, 2, 3], std=[1, 1, 1])
         detector = {k: v for k, v in DETECTOR.items() if k != "data_preprocessor"}
@@ -472,7 +470,27 @@ def test_shared_parts_get_one_module():
 
 WRONG = {
     "no list": (dict(cfg=SGE, after="stem"), TypeError, "plugins as a list of dict"),
-    "empty": ([], TypeError, "plugins as a list"),
+    "empty": ([], TypeError, "plugins as a list .* got an empty list"),
+    "wrong channels": (
+        [dict(cfg=SGE, after="stem", in_channels=4)], ValueError,
+        r"expected 4 channels in a map NCHW at stem.2, got shape \(1, 8,",
+    ),
+    "wrong layout": (
+        [dict(cfg=SGE, after="blocks.0", layout="NHWC")], ValueError,
+        r"expected 8 channels in a map NHWC at blocks.0, got shape \(1, 8, 128, 128\).*layout",
+    ),
+    "tokens of a map": (
+        [dict(cfg=SGE, after="blocks.0", layout="NLC")], ValueError, "a map NLC at blocks.0",
+    ),
+    "index of one tensor": (
+        [dict(cfg=SGE, after="stem", index=0)], ValueError, "one tensor, leave out index=0",
+    ),
+    "no such index": ([dict(cfg=SGE, after="split", index=2)], ValueError, "index=2 is no tensor"),
+    "no index": ([dict(cfg=SGE, after="split")], ValueError, "expected one tensor.*index="),
+    "a convolution": (
+        [dict(cfg=dict(type="mmattn.DRConv2d"), after="stem")], TypeError,
+        r"at stem.2: mmattn.DRConv2d is a convolution.*dcn=",
+    ),
     "no cfg": ([dict(after="stem")], TypeError, r"each plug-in as dict\(cfg=\.\.\., after="),
     "typo in a key": ([dict(cfg=SGE, afer="stem")], TypeError, "got 'afer'; did you mean after?"),
     "mmdet's key": (

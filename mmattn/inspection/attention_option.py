@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def slug(text: str) -> str:
 
 def parse(text: str) -> Wish:
     """Reads ``sge`` or ``gc:ratio=4@c3-c5``; raises PreflightError for anything else."""
-    match = re.fullmatch(r"(\w+)(?::(.*?))?(?:@c(\d)(?:-c?(\d))?)?", text.strip())
+    match = re.fullmatch(r"(?:mmattn\.)?(\w+)(?::(.*?))?(?:@c(\d)(?:-c?(\d))?)?", text.strip())
     if not match:
         raise PreflightError(f"--attention expects {SYNTAX}; got {text!r}")
     name = _class_name(match[1])
@@ -68,8 +69,11 @@ def parse(text: str) -> Wish:
     first, last = PAPER_STAGES.get(name, (2, 5))
     if match[3]:
         first, last = int(match[3]), int(match[4] or match[3])
+    _check_arguments(name, arguments)
     if not 2 <= first <= last <= 5:
-        raise PreflightError(f"--attention expects stages from c2 to c5, got {text!r}")
+        raise PreflightError(
+            f"--attention expects stages from c2 to c5, the first one first, got {text!r}"
+        )
     return Wish(name, arguments, first, last, bool(match[3]))
 
 
@@ -89,12 +93,25 @@ def _class_name(given: str) -> str:
     plain = given.lower().replace("_", "")
     if plain not in names | others:
         near = difflib.get_close_matches(plain, names, 1)
-        hint = f"did you mean {near[0]}? It" if near else "It"
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise PreflightError(
-            f"--attention knows no module {given!r}; {hint} takes {', '.join(sorted(names))} "
-            "(convolutions such as DRConv2d go into the config, see docs/insertion.md)"
+            f"--attention knows no module {given!r}{hint} There are {', '.join(sorted(names))}; "
+            "convolutions such as DRConv2d go into the config, see docs/insertion.md"
         )
     return (others | names)[plain]
+
+
+def _check_arguments(name: str, arguments: dict) -> None:
+    import mmattn.plugins
+
+    known = list(inspect.signature(getattr(mmattn.plugins, name)).parameters)[1:]
+    for argument in arguments:
+        if argument not in known:
+            near = difflib.get_close_matches(argument, known, 1)
+            raise PreflightError(
+                f"--attention: {name} has no argument {argument!r}"
+                + (f"; did you mean {near[0]}?" if near else f", only {', '.join(known)}")
+            )
 
 
 def _arguments(text: str, whole: str) -> dict:
@@ -117,8 +134,8 @@ def apply(cfg, text: str) -> None:
     """Puts the module into the backbone of a config and says how.
 
     A ResNet gets it where its paper has it: in the slot of every bottleneck, before the addition
-    of every basic block, GCT before every convolution, BAM after stages. Any other backbone gets
-    one for each map that it hands on.
+    of every basic block, GCT before every convolution, BAM after stages, NonLocal once in c4. Any
+    other backbone gets one for each map that it hands on.
 
     Args:
         cfg: The config; changed in place.
@@ -171,12 +188,17 @@ def _into_resnet(model, path: str, wish: Wish, backbone, cls) -> list[str]:
     from mmcv.cnn import build_norm_layer
 
     lines = []
-    layers = rf"backbone\.layer[{wish.first - 1}-{wish.last - 1}]"
+    first, last = wish.first - 1, wish.last - 1
+    layers = rf"backbone\.layer{first if first == last else f'[{first}-{last}]'}"
     block = cls.arch_settings[backbone["depth"]][0] if "depth" in backbone else None
     frozen = backbone.get("frozen_stages", -1)
     if wish.name == "GCT" and not wish.given and "conv_cfg" not in backbone:
         backbone["conv_cfg"] = dict(wish.cfg, type="mmattn.GCTConv2d")
         lines.append(f"{path}.backbone.conv_cfg = {_source(backbone['conv_cfg'])}")
+    elif wish.name == "NonLocal" and not wish.given and "depth" in backbone:
+        blocks = cls.arch_settings[backbone["depth"]][1][2]
+        after = rf"backbone\.layer3\.{blocks - 2}"  # in front of the last one
+        lines += _attach(model, path, [dict(cfg=wish.cfg, after=after)])
     elif wish.name == "BAM":
         lines += _attach(model, path, [dict(cfg=wish.cfg, after=layers)])
     elif getattr(block, "expansion", 4) == 1:  # mmdet's basic blocks refuse plug-ins
@@ -190,7 +212,10 @@ def _into_resnet(model, path: str, wish: Wish, backbone, cls) -> list[str]:
                 f"--attention: {path}.backbone.plugins has a {plugin['cfg']['type']} already"
             )
         backbone["plugins"] = [*present, plugin]
-        lines.append(f"{path}.backbone.plugins = {_source(backbone['plugins'])}")
+        line = f"{path}.backbone.plugins = {_source(backbone['plugins'])}"
+        if wish.name == "GCT":
+            line += "  # once a block; without stages it stands before every convolution"
+        lines.append(line)
     if frozen >= wish.first - 1:
         backbone["frozen_stages"] = wish.first - 2
         lines.append(
@@ -201,24 +226,25 @@ def _into_resnet(model, path: str, wish: Wish, backbone, cls) -> list[str]:
 
 def _after_outputs(model, path: str, wish: Wish, backbone, _cls) -> list[str]:
     """One module for each map of the backbone whose stride is that of a stage asked for."""
-    strides = _strides(backbone)
-    chosen = [i for i, stride in enumerate(strides) if stride in _strides_of(wish)]
+    maps = _maps(backbone)
+    wanted = [2**stage for stage in range(wish.first, wish.last + 1)]
+    chosen = [i for i, (stride, _) in enumerate(maps) if stride in wanted]
     if not chosen:
         raise PreflightError(
             f"--attention: the backbone {backbone['type']} hands on maps of stride "
-            f"{', '.join(f'{s:g}' for s in strides)}; none of them is one of "
-            f"c{wish.first}-c{wish.last} ({', '.join(map(str, _strides_of(wish)))})"
+            f"{', '.join(f'{stride:g}' for stride, _ in maps)}; none of them is one of "
+            f"c{wish.first}-c{wish.last} ({', '.join(map(str, wanted))})"
         )
+    if wish.name == "SGE" and "groups" not in wish.arguments:
+        # the paper's 64, or the next lower number that divides them all
+        common = math.gcd(*(maps[i][1] for i in chosen))
+        wish.arguments["groups"] = max(g for g in range(1, 65) if common % g == 0)
     plugins = [dict(cfg=wish.cfg, after="backbone", index=index) for index in chosen]
     return _attach(model, path, plugins)
 
 
-def _strides_of(wish: Wish) -> list[int]:
-    return [2**stage for stage in range(wish.first, wish.last + 1)]
-
-
-def _strides(backbone) -> list[float]:
-    """The strides of a backbone's outputs, from one forward pass of a small image."""
+def _maps(backbone) -> list[tuple[float, int]]:
+    """Stride and channels of a backbone's outputs, from one forward pass of a small image."""
     import torch
     from mmengine.registry import MODELS, DefaultScope
 
@@ -237,7 +263,7 @@ def _strides(backbone) -> list[float]:
             f"--attention: the backbone {backbone['type']} does not hand on a tuple of maps "
             "(N, C, H, W); use mmattn.Attach instead (docs/insertion.md)"
         )
-    return [size / o.shape[2] for o in outputs]
+    return [(size / o.shape[2], o.shape[1]) for o in outputs]
 
 
 def _attach(model, path: str, plugins: list[dict]) -> list[str]:

@@ -34,7 +34,7 @@ def zero_affine(owner: str, norm: nn.Module) -> None:
     if not affine or not all(parameter.requires_grad for parameter in affine):
         raise ValueError(
             f"{owner} with identity_init=True starts the factor of its last norm layer at zero, so "
-            "it must be there and learn; leave affine=False and requires_grad=False out of norm_cfg"
+            "it must be there and learn: norm_cfg with affine=True and without requires_grad=False"
         )
     for parameter in affine:
         nn.init.zeros_(parameter)

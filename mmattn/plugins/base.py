@@ -46,12 +46,18 @@ def build_norm(owner: str, norm_cfg: dict, channels: int) -> nn.Module:
             f"'SyncBN' or 'GN', got {norm_cfg['type']!r}"
         )
     try:
-        return build_norm_layer(norm_cfg, channels)[1]
+        norm = build_norm_layer(norm_cfg, channels)[1]
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{owner} cannot build norm_cfg={dict(norm_cfg)} for {channels} channels: "
             f"{error.args[0] if error.args else error}"
         ) from error
+    if isinstance(norm, nn.LayerNorm):
+        raise ValueError(
+            f"{owner} expects a norm layer over the channels of a map, such as 'BN', 'SyncBN' or "
+            f"'GN', got {norm_cfg['type']!r}, which is one over the last axis"
+        )
+    return norm
 
 
 def normalize(norm: nn.Module, x: Tensor) -> Tensor:

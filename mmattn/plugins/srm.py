@@ -62,6 +62,8 @@ class SRM(AttentionModule):
         identity_init: bool = False,
     ):
         super().__init__(in_channels, identity_init, neutral=0.5)
+        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not eps > 0:
+            raise ValueError(f"SRM expects eps to be a number above 0, got {eps!r}")
         self.eps = eps
         self.cfc = nn.Parameter(torch.empty(in_channels, 2))
         self.bn = build_norm("SRM", norm_cfg, in_channels)

@@ -41,7 +41,7 @@ def test_metafile_readme_and_configs_agree(folder):
 
 
 @pytest.mark.parametrize(
-    "page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*/*.md")]),
+    "page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("configs/*/*.md")]),
     ids=lambda p: str(p.relative_to(ROOT)),
 )  # fmt: skip
 def test_links_and_named_files_exist(page):

@@ -53,7 +53,8 @@ def in_blocks(stages, abbr, blocks=BLOCKS):
         (R50, "GC:ratio=4@c3-c5", in_blocks([3, 4, 5], "context_block")),
         (R50, "gc", in_blocks([3, 4, 5], "context_block")),
         (R50, "coord_att@c5", in_blocks([5], "coord_att")),
-        (R50, "nonlocal", in_blocks([4], "nonlocal_block")),
+        (R50, "nonlocal", ["backbone.layer3.4.nonlocal_block"]),
+        (R50, "non_local@c4", in_blocks([4], "nonlocal_block")),
         (R50, "bam", ["backbone.layer1.2.bam", "backbone.layer2.3.bam", "backbone.layer3.5.bam"]),
         (R50, "gct@c4", in_blocks([4], "gct")),
         (R18, "se@c2-3", in_blocks([2, 3], "bn2.se", {2: 2, 3: 2})),
@@ -83,6 +84,12 @@ def test_gct_stands_before_every_convolution_and_its_beta_is_not_decayed():
 @pytest.mark.parametrize("name", sorted(PLUGINS.keys() - NEVER_IDENTITY))
 def test_every_module_is_known(name):
     assert names(applied(R50, f"{name}@c5"))
+
+
+def test_the_groups_of_sge_fit_any_backbone(capsys):
+    model = MODELS.build(applied(SWIN, "sge").model)
+    assert [one.module.groups for one in mmattn.insertions(model)] == [48] * 4
+    assert "groups=48" in capsys.readouterr().out
 
 
 def test_arguments():
@@ -138,7 +145,7 @@ def test_the_detector_starts_as_it_was(config, monkeypatch):
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ("sg", "knows no module 'sg'; did you mean sge?.*DRConv2d"),
+        ("sg", r"knows no module 'sg'; did you mean sge\? There are bam, .*DRConv2d"),
         ("drconv", "knows no module 'drconv'"),
         ("", r"expects NAME\[:ARGUMENT=VALUE,...\]\[@cA-cB\]"),
         ("sge:8", "such as sge, gc:ratio=4@c3-c5"),
@@ -147,6 +154,7 @@ def test_the_detector_starts_as_it_was(config, monkeypatch):
         ("sge@5", "expects NAME"),
         ("sge@c1", "stages from c2 to c5"),
         ("sge@c5-c3", "stages from c2 to c5"),
+        ("sge:group=8", "SGE has no argument 'group'; did you mean groups"),
         ("simam", "simam:identity_init=False"),
     ],
 )
