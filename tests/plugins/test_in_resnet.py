@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from torch import nn
 
 from mmattn.plugins import AttentionModule
-from tests.zoo import NEVER_IDENTITY, PLUGINS
+from tests.zoo import NEVER_IDENTITY, PLUGINS, assert_close, scramble
 
 PLACEMENTS = {
     name: dict(
@@ -75,3 +75,27 @@ def test_the_relatives_of_resnet_take_plugins(name):
     assert sum(isinstance(module, AttentionModule) for module in net.modules()) == 16
     net.eval()
     assert all(level.isfinite().all() for level in net(torch.randn(1, 3, 64, 64)))
+
+
+@every_placement
+def test_activation_checkpoints_change_nothing(name):
+    """mmdet's blocks add in place to what a plug-in returns, inside the checkpoint."""
+    torch.manual_seed(0)
+    net = resnet(**PLACEMENTS[name], frozen_stages=0).double()
+    for module in net.modules():
+        if isinstance(module, AttentionModule):
+            scramble(module)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    found = []
+    for with_cp in (False, True):
+        twin = copy.deepcopy(net)
+        for block in twin.modules():
+            if hasattr(block, "with_cp"):
+                block.with_cp = with_cp
+        levels = twin(x)
+        sum(level.square().mean() for level in levels).backward()
+        gradients = {k: p.grad for k, p in twin.named_parameters() if p.grad is not None}
+        found.append({**dict(enumerate(levels)), **gradients})
+    assert found[0].keys() == found[1].keys()
+    for key, expected in found[0].items():
+        assert_close(found[1][key], expected, 1e-9, str(key))

@@ -23,4 +23,8 @@ def sge(
         std = torch.linalg.vector_norm(t, dim=(2, 3), keepdim=True) / freedom**0.5
         t = t / (std + eps)
     a = (weight.to(dtype) * t + bias.to(dtype)).sigmoid()
-    return (xg * scaled(a, gate_scale).to(x.dtype).unsqueeze(2)).flatten(1, 2)
+    y = xg * scaled(a, gate_scale).to(x.dtype).unsqueeze(2)
+    if torch.jit.is_tracing():  # ONNX knows no _unsafe_view
+        return y.flatten(1, 2)
+    # not a view to autograd: mmdet adds in place to it, which a checkpoint refuses of a view
+    return torch.ops.aten._unsafe_view(y, x.shape)
