@@ -20,7 +20,14 @@ if _problem := _stack.problem():
     warnings.warn(_problem, stacklevel=2)
 
 
-_NAMESPACES = ("mmattn.plugins", "mmattn.convs", "mmattn.backbones", "mmattn.evaluation")
+_NAMESPACES = (
+    "mmattn.plugins",
+    "mmattn.convs",
+    "mmattn.backbones",
+    "mmattn.insertion",
+    "mmattn.hooks",
+    "mmattn.evaluation",
+)
 
 
 def _public() -> list[str]:

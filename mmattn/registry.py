@@ -5,25 +5,51 @@ mmengine imports ``<scope>.registry`` by itself when it meets a scope in a confi
 ``custom_imports``.
 """
 
+import difflib
+import warnings
+
 from mmattn import _stack
 
 _stack.require()
 
+from mmengine.registry import HOOKS as MMENGINE_HOOKS  # noqa: E402
 from mmengine.registry import METRICS as MMENGINE_METRICS  # noqa: E402
 from mmengine.registry import MODELS as MMENGINE_MODELS  # noqa: E402
 from mmengine.registry import Registry  # noqa: E402
 
-__all__ = ["METRICS", "MODELS"]
+__all__ = ["HOOKS", "METRICS", "MODELS"]
 
 MODELS = Registry(
     "model",
     parent=MMENGINE_MODELS,
     scope="mmattn",
-    locations=["mmattn.plugins", "mmattn.convs", "mmattn.backbones"],
+    locations=[
+        "mmattn.plugins",
+        "mmattn.convs",
+        "mmattn.backbones",
+        "mmattn.insertion",
+        "mmattn.checkpoints.mmengine_loader",  # no model: lets mmengine load .safetensors
+    ],
 )
+HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmattn", locations=["mmattn.hooks"])
 METRICS = Registry(
     "metric",
     parent=MMENGINE_METRICS,
     scope="mmattn",
     locations=["mmattn.evaluation.coco_size_metric"],
 )
+
+
+def unknown_type(name: str) -> str | None:
+    """What is wrong with a type name that no registry of models has; None for a known one."""
+    MODELS.import_from_location()
+    with warnings.catch_warnings(), MMENGINE_MODELS.switch_scope_and_registry("mmdet") as registry:
+        warnings.simplefilter("ignore")  # on scopes, of no use to who mistyped a name
+        if registry.get(name) is not None:
+            return None
+    known = [f"mmattn.{own}" for own in MODELS.module_dict]
+    own = name.rpartition(".")[2].lower()
+    near = [k for k in known if k.rpartition(".")[2].lower() == own]
+    near = near or difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"mmattn has {', '.join(sorted(known))}"
+    return f"{name!r} is not registered; {hint}"

@@ -44,7 +44,8 @@ def main() -> None:
         if cfg is None:
             return
         runner = preflight.build_runner(cfg)
-        preflight.check_weights(runner, training=True)
+        preflight.check_hooks(runner)
+        preflight.report(runner, preflight.check_weights(runner, training=True))
         runner.train()
         preflight.print_outcome(runner)
 

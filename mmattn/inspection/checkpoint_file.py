@@ -1,75 +1,21 @@
 """Is a file a checkpoint, may it be read, and does it fit the model?
 
-Files are read with ``torch.load(weights_only=True)``, which runs no code of theirs.
+Files are read by :mod:`mmattn.checkpoints`, which runs no code of theirs.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
 import re
-import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from mmattn.checkpoints import files
+from mmattn.checkpoints.files import allow_training_state, is_local  # noqa: F401  (for callers)
 from mmattn.inspection._console import PreflightError, warn
 
 HARDLY_ANY = 0.1  # of a model's weights; a checkpoint with fewer of them is for another model
-
-
-def allow_training_state() -> None:
-    """Lets checkpoints of mmengine be read safely, by torch.load here and in mmengine.
-
-    They hold more than weights: the log, as ``HistoryBuffer`` and numpy arrays. Upstream
-    mmengine 0.10.7 leaves torch.load at its default, which refuses that since PyTorch 2.6; the
-    OneDL fork allows it, but falls back to full unpickling for anything else. With this, both
-    read what mmengine writes and nothing that could run code. Who trusts a file all the same
-    sets ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``, an option of PyTorch.
-    """
-    import torch
-
-    # each time: leaving a torch.serialization.safe_globals block forgets what was added inside
-    torch.serialization.add_safe_globals(_training_state())
-    if not os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
-        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
-
-
-@functools.cache
-def _training_state() -> list:
-    """The classes and functions in a checkpoint of mmengine that are not weights."""
-    import numpy as np
-    from mmengine.logging import HistoryBuffer
-
-    def history_method(owner, name):
-        # pickle writes a HistoryBuffer's methods as getattr(HistoryBuffer, 'min')
-        if owner is not HistoryBuffer or name.startswith("_"):
-            raise ValueError(f"a checkpoint asks for the attribute {name!r} of {owner!r}")
-        return getattr(owner, name)
-
-    multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
-    allowed = [HistoryBuffer, np.ndarray, np.dtype, _named(history_method, "builtins.getattr")]
-    for name in ("_reconstruct", "scalar"):
-        # numpy 2 moved them; a checkpoint has the name of the numpy it was written with
-        for home in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            allowed.append(_named(getattr(multiarray, name), f"{home}.{name}"))
-    allowed += {type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u4", "u1", "?")}
-    return allowed
-
-
-def _named(function, path: str):
-    """The function under the import path by which a pickle asks for it."""
-
-    def call(*args):
-        return function(*args)
-
-    call.__module__, _, call.__qualname__ = path.rpartition(".")
-    call.__name__ = call.__qualname__
-    return call
-
-
-def is_local(path: str) -> bool:
-    """Whether a checkpoint is named by a path, not by a URL or ``torchvision://`` and the like."""
-    return re.match(r"[\w-]+:(//|s3:)", path) is None
 
 
 def read(path: str, purpose: str = "checkpoint") -> dict:
@@ -79,45 +25,10 @@ def read(path: str, purpose: str = "checkpoint") -> dict:
         PreflightError: There is no such file, or it is not a whole checkpoint, or it holds
             objects that could run code.
     """
-    import torch
-
-    file = Path(path).expanduser()
-    if not file.is_file():
-        others = sorted(file.parent.glob("*.pth"), key=lambda p: p.stat().st_mtime)
-        hint = f"; in that folder: {', '.join(p.name for p in others[-3:])}" if others else ""
-        raise PreflightError(f"{purpose} {path} does not exist{hint}")
-    allow_training_state()
-    zipped = zipfile.is_zipfile(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # torch raises half a dozen kinds for a damaged file
-        raise PreflightError(f"{purpose} {path} {_reason(file, zipped, error)}") from error
-    if not isinstance(content, dict):
-        raise PreflightError(
-            f"{purpose} {path} is expected to hold a dict of weights, but holds "
-            f"{type(content).__name__}"
-        )
-    return content
-
-
-def _reason(file: Path, zipped: bool, error: Exception) -> str:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(16)
-    if start[:2] == b"PK" and not zipped:
-        return f"is incomplete ({size} bytes, its end is missing): save or download it again"
-    refused = re.search(r"GLOBAL ([\w.]+)|asks for the attribute ('\w+')", str(error))
-    if refused:
-        return (
-            f"holds {refused[1] or refused[2]}, which is no weight and could run code, so it is "
-            "not read; set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 if you trust it"
-        )
-    if zipped:
-        return f"is damaged ({type(error).__name__}): save or download it again"
-    return (
-        f"is not a checkpoint: expected a file written by torch.save, got {size} bytes that "
-        f"start with {start!r}"
-    )
+        return files.read(path, purpose)
+    except files.CheckpointError as error:
+        raise PreflightError(str(error)) from error
 
 
 def state_dict(content: dict) -> dict:
@@ -126,10 +37,75 @@ def state_dict(content: dict) -> dict:
     return {re.sub(r"^module\.", "", name): value for name, value in weights.items()}
 
 
-def check_fit(model, content: dict, path: str, partly: bool = False, prefix: str = "") -> None:
-    """Loads the weights to see whether they fit; the run loads them again when it starts.
+def trial_load(model, weights: dict, path: str) -> tuple[list[str], list[str], list[str]]:
+    """Loads weights into a model, and says what it lacks, has no place for, and has otherwise.
 
     Loading, not a comparison of names, is what tells: modules convert the names of older files.
+
+    Args:
+        model: The model, or a part of it.
+        weights: Name to tensor.
+        path: Names the checkpoint in messages.
+
+    Returns:
+        Missing names, unexpected names, and names whose shape is another one.
+
+    Raises:
+        PreflightError: A module refuses the weights.
+    """
+    from mmengine.logging import MMLogger
+
+    reshaped: list[str] = []
+    logger = MMLogger.get_current_instance()
+    previous, logger.disabled = logger.disabled, True  # modules report when the weights count
+    try:
+        try:
+            result = model.load_state_dict(weights, strict=False)
+        except RuntimeError as error:
+            # all that no module converts, as DRConv2d does with a plain convolution's weight
+            reshaped = re.findall(r"size mismatch for (\S+):", str(error))
+            if not reshaped:
+                raise
+            fitting = {name: value for name, value in weights.items() if name not in reshaped}
+            result = model.load_state_dict(fitting, strict=False)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise PreflightError(f"checkpoint {path} does not fit: {reason}") from error
+    finally:
+        logger.disabled = previous
+    missing = [
+        name
+        for name in result.missing_keys
+        if name not in reshaped and not name.endswith("num_batches_tracked")
+    ]
+    return missing, result.unexpected_keys, reshaped
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What became of the weights of a file in a model.
+
+    Args:
+        shapes: The shape of each weight in the file.
+        missing: Weights of the model that are not in it.
+        left_over: Weights in it that the model has no place for.
+        reshaped: Weights of another shape in the model.
+        total: How many weights the model has.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    missing: list[str]
+    left_over: list[str]
+    reshaped: list[str]
+    total: int
+
+    def has(self, names: Iterable[str]) -> bool:
+        """Whether the model has got all of these weights."""
+        return not {*self.missing, *self.reshaped}.intersection(names)
+
+
+def check_fit(model, content: dict, path: str, partly: bool = False, prefix: str = "") -> Fit:
+    """Loads the weights to see whether they fit; the run loads them again when it starts.
 
     Args:
         model: The model, wrapped or not, or a part of it.
@@ -138,6 +114,9 @@ def check_fit(model, content: dict, path: str, partly: bool = False, prefix: str
         partly: Weights may be missing, or differ in shape in a head, as when fine-tuning on
             other classes. Otherwise the checkpoint must be one of this very model.
         prefix: Only weights with this prefix count, and without it.
+
+    Returns:
+        What fits.
 
     Raises:
         PreflightError: The checkpoint does not fit.
@@ -157,31 +136,16 @@ def check_fit(model, content: dict, path: str, partly: bool = False, prefix: str
         if not name.endswith("num_batches_tracked")
     }
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    reshaped: list[str] = []
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # modules report conversions when the weights count
-    try:
-        try:
-            result = model.load_state_dict(weights, strict=False)
-        except RuntimeError as error:
-            # all that no module converts, as DRConv2d does with a plain convolution's weight
-            reshaped = re.findall(r"size mismatch for (\S+):", str(error))
-            if not reshaped:
-                raise
-            fitting = {name: value for name, value in weights.items() if name not in reshaped}
-            result = model.load_state_dict(fitting, strict=False)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise PreflightError(f"checkpoint {path} does not fit: {reason}") from error
-    finally:
-        logging.disable(previous)
-    missing = [name for name in result.missing_keys if name in own and name not in reshaped]
-    extra = [name for name in result.unexpected_keys if _in_body(name)]
+    missing, left_over, reshaped = trial_load(model, weights, path)
+    extra = [name for name in left_over if _in_body(name)]
 
     name = (content.get("meta") or {}).get("experiment_name", "")
     trained_as = re.sub(r"_\d{8}_\d{6}$", "", name)
     head = f"checkpoint {path} does not fit the model: "
-    advice = f"take the config it was trained with{trained_as and f', {trained_as}'}"
+    # beside it lies the whole config, with what --attention and --cfg-options made of it
+    beside = Path(path).expanduser().with_name(f"{trained_as}.py")
+    config = str(beside) if trained_as and beside.is_file() else trained_as
+    advice = f"take the config it was trained with{config and f', {config}'}"
     found = len(own) - len(missing) - len(reshaped)
     if found <= HARDLY_ANY * len(own):
         raise PreflightError(
@@ -199,6 +163,7 @@ def check_fit(model, content: dict, path: str, partly: bool = False, prefix: str
             raise PreflightError(
                 f"{head}{what} {_some(keys)}; it was trained with other modules: {advice}"
             )
+    return Fit(shapes, missing, left_over, reshaped, len(own))
 
 
 def _prefix_hint(own: dict, shapes: dict) -> str:

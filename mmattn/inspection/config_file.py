@@ -198,6 +198,19 @@ def move_data_root(config, root: str) -> None:
     config["data_root"] = new + "/"
 
 
+def pretrained(init_cfg):
+    """The checkpoints in an ``init_cfg``, with the prefix of the names that count."""
+    for one in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
+        if is_pretrained(one) and one.get("checkpoint"):
+            yield one["checkpoint"], one.get("prefix") or ""
+
+
+def is_pretrained(one) -> bool:
+    """Whether one entry of an ``init_cfg`` loads a checkpoint."""
+    kind = one.get("type") if isinstance(one, dict) else None
+    return getattr(kind, "__name__", kind) in ("Pretrained", "PretrainedInit")
+
+
 def maps(node):
     """Every dict in a tree of dicts and lists."""
     if isinstance(node, dict):

@@ -7,7 +7,6 @@ torch and mmengine wait until they are needed, so that a mistyped path is answer
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import shlex
 import shutil
@@ -16,8 +15,8 @@ import sys
 import warnings
 from pathlib import Path
 
-from mmattn.inspection import checkpoint_file, config_file
-from mmattn.inspection._console import PreflightError, say, warn
+from mmattn.inspection import attention_option, checkpoint_file, config_file
+from mmattn.inspection._console import PreflightError, is_first_process, say, warn
 
 __all__ = [
     "PreflightError",
@@ -26,6 +25,7 @@ __all__ = [
     "check_weights",
     "guard",
     "print_outcome",
+    "report",
     "testing_config",
     "training_config",
 ]
@@ -191,7 +191,11 @@ def _common_config(args):
     if args.work_dir:
         cfg.work_dir = args.work_dir
     elif not cfg.get("work_dir"):
-        cfg.work_dir = os.path.join("./work_dirs", Path(cfg.filename).stem)
+        # with another model than the config's, another folder
+        wish = f"_{attention_option.slug(args.attention)}" if args.attention else ""
+        cfg.work_dir = os.path.join("./work_dirs", Path(cfg.filename).stem + wish)
+    if args.attention is not None:
+        attention_option.apply(cfg, args.attention)
     return cfg
 
 
@@ -248,16 +252,9 @@ def _check_path(node, path, what: str, owner: str, root: str = "") -> None:
 def _check_pretrained(model) -> None:
     """Reads the local checkpoints that parts of the model start from."""
     for node in config_file.maps(model):
-        for path, _ in _pretrained(node.get("init_cfg")):
-            checkpoint_file.read(path, "pretrained checkpoint")
-
-
-def _pretrained(init_cfg):
-    """The local checkpoints in an ``init_cfg``, with the prefix of the names that count."""
-    for one in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
-        pretrained = isinstance(one, dict) and one.get("type") == "Pretrained"
-        if pretrained and checkpoint_file.is_local(one["checkpoint"]):
-            yield one["checkpoint"], one.get("prefix") or ""
+        for path, _ in config_file.pretrained(node.get("init_cfg")):
+            if checkpoint_file.is_local(path):
+                checkpoint_file.read(path, "pretrained checkpoint")
 
 
 def check_types(model) -> None:
@@ -265,27 +262,15 @@ def check_types(model) -> None:
 
     mmcv's own message does not say which name it looked for.
     """
-    from mmengine.registry import MODELS
+    from mmattn.registry import unknown_type
 
-    import mmattn.registry
-
-    mmattn.registry.MODELS.import_from_location()
-    known = [f"mmattn.{name}" for name in mmattn.registry.MODELS.module_dict]
     for node in config_file.maps(model):
         plugins = [p.get("cfg") for p in node.get("plugins") or () if isinstance(p, dict)]
         for part in [node, *filter(None, plugins)]:
             name = part.get("type")
-            if not isinstance(name, str) or not (name.startswith("mmattn.") or part is not node):
-                continue
-            with warnings.catch_warnings(), MODELS.switch_scope_and_registry("mmdet") as registry:
-                warnings.simplefilter("ignore")
-                if registry.get(name) is not None:
-                    continue
-            near = difflib.get_close_matches(name, known, 1) or [
-                k for k in known if k.rpartition(".")[2].lower() == name.rpartition(".")[2].lower()
-            ]
-            hint = f"did you mean {near[0]}?" if near else f"mmattn has {', '.join(known)}"
-            raise PreflightError(f"the config asks for {name!r}, which is not registered; {hint}")
+            asked = isinstance(name, str) and (name.startswith("mmattn.") or part is not node)
+            if asked and (problem := unknown_type(name)):
+                raise PreflightError(f"the config asks for {problem}")
 
 
 def build_runner(cfg):
@@ -295,15 +280,25 @@ def build_runner(cfg):
         PreflightError: A part of it does not take its arguments. ``MMATTN_TRACEBACK=1`` shows
             where.
     """
-    try:
-        return _build_runner(cfg)
-    except (TypeError, ValueError, KeyError, AssertionError) as error:
-        if os.environ.get("MMATTN_TRACEBACK") == "1":
-            raise
-        reason = " ".join(str(error).split())
+    from mmattn.inspection import build
+
+    with build.explained(cfg):
+        runner = _build_runner(cfg)
+    check_insertions(runner.model)
+    return runner
+
+
+def check_insertions(model) -> None:
+    """Raises PreflightError for a module of ``mmattn.Attach`` that nothing calls any more."""
+    from mmattn.insertion import insertions
+
+    lost = [one for one in insertions(model) if not one.called]
+    if lost:
         raise PreflightError(
-            f"the config cannot be built: {reason} (MMATTN_TRACEBACK=1 shows where)"
-        ) from error
+            f"{lost[0].name} is never called: {lost[0].target} was replaced after the module was "
+            "attached, as sync_bn= does with norm layers; leave sync_bn out and give "
+            "norm_cfg=dict(type='SyncBN', requires_grad=True) to the backbone instead"
+        )
 
 
 def _build_runner(cfg):
@@ -328,22 +323,63 @@ def _build_runner(cfg):
     return runner
 
 
-def check_weights(runner, training: bool) -> None:
-    """Raises PreflightError if the local checkpoints of a run do not fit its model."""
-    path, resume = runner.cfg.get("load_from"), runner.cfg.get("resume")
+def check_hooks(runner) -> None:
+    """Raises PreflightError for a hook of mmattn that would find nothing to train."""
+    from mmengine.model import is_model_wrapper
+
+    from mmattn.hooks import FreezeExceptHook
+
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    for hook in runner.hooks:
+        if isinstance(hook, FreezeExceptHook):
+            try:
+                hook.find(model)
+            except (TypeError, ValueError) as error:
+                raise PreflightError(str(error)) from error
+
+
+def check_weights(runner, training: bool) -> list:
+    """Raises PreflightError if the local checkpoints of a run do not fit its model.
+
+    Returns:
+        Those that a training starts from, as :func:`mmattn.inspection.weights.sources` does.
+    """
+    from mmattn.inspection import weights
+
+    path, resume = runner.cfg.get("load_from"), bool(runner.cfg.get("resume"))
+    sources = weights.sources(runner.model, path, resume or not training)
     if path and checkpoint_file.is_local(path):
-        content = checkpoint_file.read(path)
-        checkpoint_file.check_fit(runner.model, content, path, partly=training and not resume)
         if not training:
             runner.message_hub.update_info("mmattn/checkpoint", path, resumed=False)
-        if training and resume:
-            _check_optimizer(runner, content, path)
-    if training and not resume:
-        for part in runner.model.modules():
-            for path, prefix in _pretrained(getattr(part, "init_cfg", None)):
-                checkpoint_file.check_fit(
-                    part, checkpoint_file.read(path), path, partly=True, prefix=prefix
-                )
+        elif resume:
+            _check_optimizer(runner, checkpoint_file.read(path), path)
+    return sources
+
+
+def report(runner, sources: list) -> None:
+    """Says in a few lines what is inserted in the model, and what goes silently wrong with it.
+
+    A training does not depend on it: what fails here is one line.
+
+    Args:
+        runner: Before its training.
+        sources: What :func:`check_weights` returned.
+    """
+    if not is_first_process():
+        return
+    try:
+        from mmattn.inspection.check_config import look_at
+
+        model = getattr(runner.model, "module", runner.model)
+        found = look_at(runner.cfg, model, sources, runner.world_size)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        warn(f"warning: the config check has failed: {type(error).__name__}: {reason}")
+        return
+    for sentence in found.short():
+        say(f"inserted: {sentence}")
+    for name, sentence, line in found.findings:
+        warn(f"warning: {name}: {sentence}\n    {line}")
 
 
 def _check_optimizer(runner, content: dict, path: str) -> None:

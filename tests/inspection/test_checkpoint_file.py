@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, MMLogger
 from torch import nn
 
 import mmattn
@@ -220,6 +220,21 @@ def test_what_a_module_converts_fits(arguments):
     # and what is not converted is still named
     with pytest.raises(PreflightError, match="head.weight is .5, 4. in the file"):
         checkpoint_file.check_fit(regional, content(Detector(classes=5)), "a.pth")
+
+
+def test_the_check_reports_no_conversion(monkeypatch):
+    """Modules report them when the weights count: when the run loads them."""
+    records = []
+    logger = MMLogger.get_current_instance()
+    monkeypatch.setattr(logger, "callHandlers", records.append)
+    logger.info("before")  # loggers remember which levels are enabled
+    model = Detector()
+    model.backbone.append(mmattn.SE(4, ratio=2, identity_init=True))
+    saved = {k: v for k, v in model.state_dict().items() if "gate_scale" not in k}
+    checkpoint_file.check_fit(model, dict(state_dict=saved), "a.pth")
+    assert [record.getMessage() for record in records] == ["before"]
+    model.load_state_dict(saved)
+    assert "gate_scale" in records[-1].getMessage()
 
 
 def test_a_plain_weight_that_cannot_start_the_module():
