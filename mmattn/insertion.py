@@ -334,7 +334,7 @@ def _checked(plugin) -> dict:
             "for each place, with its channels"
         )
     if isinstance(cfg["type"], str) and (problem := unknown_type(cfg["type"])):
-        raise ValueError(f"attach expects a registered module: {problem}")
+        raise ValueError(f"attach was asked for {problem}")
     if "in_channels" in cfg:
         raise ValueError("attach sets the module's in_channels: give it beside cfg, not inside")
     return dict(

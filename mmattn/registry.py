@@ -49,7 +49,8 @@ def unknown_type(name: str) -> str | None:
             return None
     known = [f"mmattn.{own}" for own in MODELS.module_dict]
     own = name.rpartition(".")[2].lower()
-    near = [k for k in known if k.rpartition(".")[2].lower() == own]
+    same = {"selayer": "se", "contextblock": "gc", "nonlocal2d": "nonlocal"}  # of mmdet and mmcv
+    near = [k for k in known if k.rpartition(".")[2].lower() == same.get(own, own)]
     near = near or difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]}?" if near else f"mmattn has {', '.join(sorted(known))}"
-    return f"{name!r} is not registered; {hint}"
+    return f"{name!r}, which is not registered; {hint}"

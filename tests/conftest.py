@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import torch
 
@@ -7,3 +8,23 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import mmattn  # noqa: F401  before any mm* package: it offers the operators mmcv may lack
+
+# mmattn's own arithmetic, and what reads files: the same whatever stack is under it
+ONCE = (
+    "checkpoints/",
+    "convs/",
+    "evaluation/test_coco.py",
+    "ops/",
+    "plugins/test_contract.py",
+    "plugins/test_gates.py",
+    "plugins/test_golden.py",
+    "plugins/test_non_local.py",
+    "tools/test_benchmarks.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the tests that ``make test`` runs on one of the two stacks."""
+    for item in items:
+        if str(item.path.relative_to(Path(__file__).parent)).startswith(ONCE):
+            item.add_marker("once")

@@ -515,7 +515,7 @@ WRONG = {
     "taken": ([dict(cfg=SGE, after="split", index=0, name="conv")], ValueError,
               "split has a 'conv' already"),
     "unknown module": ([dict(cfg=dict(type="mmattn.SEG"), after="stem")], ValueError,
-                       "'mmattn.SEG' is not registered; did you mean mmattn.SE"),
+                       "'mmattn.SEG', which is not registered; did you mean mmattn.SE"),
     "groups": ([dict(cfg=dict(type="mmattn.SGE", groups=3), after="stem")], ValueError,
                r"at stem.2: SGE expects groups that divide in_channels=8, got groups=3"),
     "argument": ([dict(cfg=dict(SGE, groop=3), after="stem")], TypeError, "at stem.2: .*groop"),

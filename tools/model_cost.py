@@ -2,7 +2,7 @@
 
 For the whole detector, its backbone, and each kind of inserted module:
 
-parameters   all of them, frozen ones too. M = 10^6.
+parameters   all of them, frozen ones too.
 GFLOPs       10^9 operations of a forward pass as PyTorch runs it: a multiply-add of a
              convolution or matrix product is one, as in papers; any other operator is one for
              each element it reads or writes, whichever are more (BatchNorm 2, LayerNorm 5,

@@ -68,8 +68,8 @@ def failure(cfg, error: Exception) -> Exception:
 
     Args:
         cfg: The whole config.
-        error: What building it raised. It is returned itself where nothing is known of it, or
-            where ``MMATTN_TRACEBACK=1`` asks for it.
+        error: What building it raised. It is returned itself where ``MMATTN_TRACEBACK=1`` asks
+            for it.
     """
     if os.environ.get("MMATTN_TRACEBACK") == "1":
         return error
@@ -86,8 +86,6 @@ def failure(cfg, error: Exception) -> Exception:
     reason = None if isinstance(error, ValueError) else explain(cfg, str(error))
     if reason:
         return PreflightError(f"the config cannot be built: {reason}{hint}")
-    if isinstance(error, AttributeError):
-        return error
     reason = " ".join(str(error).split()) or type(error).__name__
     return PreflightError(
         f"the config cannot be built: {reason}{hint} (MMATTN_TRACEBACK=1 shows where)"
@@ -122,7 +120,7 @@ def _unfit(cfg, slot: Slot, error: str) -> str | None:
     kind, owner = slot.cfg["type"], modules.class_of(node.get("type"))
     name = kind if isinstance(kind, str) else kind.__name__
     if slot.cls is None and isinstance(kind, str) and (problem := unknown_type(kind)):
-        return f"{slot.key}: {problem}"
+        return f"{slot.key} asks for {problem}"
     if owner is None:
         return None
     if not modules.takes(owner, slot.key):

@@ -250,6 +250,8 @@ def _learning(several: list[Inserted]) -> str:
         return "no parameters"
     frozen = [one for one in several if one.frozen]
     if frozen:
-        return "frozen" if len(frozen) == len(several) else f"{len(frozen)} of them frozen"
+        return (
+            "frozen" if len(frozen) == len(several) else f"{len(frozen)} of {len(several)} frozen"
+        )
     whole = all(one.trained == one.parameters for one in several)
     return "yes" if whole else "partly frozen"

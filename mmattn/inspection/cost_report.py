@@ -115,7 +115,7 @@ class Report:
     def table(self) -> str:
         """Markdown, with the difference to the plain model in parentheses."""
         timed = any(row.cost.forward_ms is not None for row in self.rows)
-        forms = {"parameters": ",d", "GFLOPs": ",.2f", "activations (MiB)": ",.1f"}
+        forms = {"parameters": ",d", "GFLOPs": ",.3f", "activations (MiB)": ",.1f"}
         forms |= {"forward (ms)": ",.1f"} if timed else {}
         table = Table(box=box.MARKDOWN)
         for header in ("part", "model"):

@@ -289,13 +289,38 @@ def weights_left_over(s: Subject):
                 continue
             gated = any(f"{name}.gate_scale" in source.fit.shapes for name in names)
             cfg = dict(type=classes[abbr], **(dict(identity_init=True) if gated else {}))
-            parts = [part for part in modules.nodes(s.cfg["model"]) if "backbone" in part[0]]
-            path, node = next(iter(parts), ((), s.cfg["model"]))
+            if abbr == "bam" and s.cfg["model"]["type"] != "mmattn.Attach":  # between the stages
+                attached = dict(cfg=cfg, after=r"backbone\.layer[123]")
+                wrapped = dict(type="mmattn.Attach", module=s.cfg["model"]["type"])
+                yield (
+                    f"{said}, and this model has no place for them: they are left out",
+                    s.fixes.model((), **wrapped, plugins=[attached]),
+                )
+                continue
+            path, node = _backbone(s)
             plugins = [*(node.get("plugins") or ()), dict(cfg=cfg, position="after_conv3")]
             yield (
                 f"{said}, and this model has no place for them: they are left out",
                 s.fixes.model(path, plugins=plugins),
             )
+
+        said = f"{source.path} is of a network with %s, and this one is without: "
+        left_over = source.fit.left_over if source.fit else ()
+        missing = f"{len(source.fit.missing)} weights of it are not there" if left_over else ""
+        if any(re.search(r"\.0\.(alpha|gamma|beta)$", name) for name in left_over):
+            cfg = dict(type="mmattn.GCTConv2d")
+            yield said % "GCT" + missing, s.fixes.model(_backbone(s)[0], conv_cfg=cfg)
+        if grouped := [name for name in left_over if name.endswith(".conv2g.weight")]:
+            channels, share, *_ = source.fit.shapes[grouped[0]]
+            groups = {} if channels == 32 * share else {"branch_groups": channels // share}
+            line = s.fixes.model(_backbone(s)[0], type="mmattn.SKResNet", **groups)
+            yield said % "SK" + "its weights are left out", line
+
+
+def _backbone(s: Subject) -> tuple:
+    """Where the config has the backbone, or the model itself where it has none."""
+    parts = [part for part in modules.nodes(s.cfg["model"]) if "backbone" in part[0]]
+    return next(iter(parts), ((), s.cfg["model"]))
 
 
 # what learns

@@ -19,9 +19,12 @@ import mmattn.convs
 from mmattn.backbones.sk_resnet import SKBottleneck
 from mmattn.insertion import insertions
 from mmattn.inspection import config_file
+from mmattn.inspection._console import PreflightError
 from mmattn.plugins.base import AttentionModule
 from mmattn.registry import MODELS
 
+# in what a layer says of itself: '64, 128, kernel_size=...' and 'in_features=64, ...'
+WIDTHS = re.compile(r"(?<![=(\w])\d+, |(?:in|out)_features=\d+")
 DRAWS = 8  # of a module that starts at random: the factor is their mean
 # what SKResNet adds to a plain block
 SK_PARTS = ("conv2g", "bn2g", "conv_fc1", "bn_fc1", "conv_fc2")
@@ -309,6 +312,9 @@ def measure(found: Iterable[Inserted], model: nn.Module) -> None:
 
     Modules of mmattn restore their initial state by themselves; what a model's initialisation
     leaves of another's is measured on a copy of the whole model.
+
+    Raises:
+        PreflightError: A module of mmattn cannot be initialised.
     """
     found = list(found)
     known: dict[tuple, Start] = {}
@@ -330,7 +336,7 @@ def _likeness(one: Inserted) -> tuple:
     arguments = [part.extra_repr() for part in one.module.modules()]
     shapes = {name: tuple(value.shape) for name, value in one.module.state_dict().items()}
     if one.conv:
-        arguments = [re.sub(r"(?<![=(\w])\d+, ", "", text) for text in arguments]
+        arguments = [re.sub(WIDTHS, "", text) for text in arguments]
         shapes = dict.fromkeys(shapes)
     gated = getattr(one.module, "identity_at_init", None)
     return type(one.module), gated, tuple(arguments), tuple(shapes.items())
@@ -343,7 +349,11 @@ def _start(one: Inserted) -> Start:
     factors = []
     while len(factors) < DRAWS:
         if hasattr(module, "init_weights"):
-            module.init_weights()
+            try:
+                module.init_weights()
+            except Exception as error:
+                reason = " ".join(str(error).split())
+                raise PreflightError(f"{one.name} cannot be initialised: {reason}") from error
         start = _start_of_conv(module) if one.conv else _start_of_map(module, one)
         if one.conv or start.factor is None or start.same:
             return start

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import itertools
+import logging
 import math
 import re
 from dataclasses import dataclass, field
@@ -13,10 +15,12 @@ import torch
 from mmdet.models.backbones import ResNet
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmdet.registry import MODELS
+from mmengine.logging import MMLogger
 from torch import nn
 
+import mmattn
 from mmattn.backbones.sk_resnet import SKBottleneck, SKResNet
-from mmattn.inspection import config_file
+from mmattn.inspection import config_file, modules
 from mmattn.inspection.build import build_model
 from mmattn.inspection.check_config import check, look_at
 from mmattn.inspection.hazards import HAZARDS
@@ -50,6 +54,26 @@ class _Deaf(ResNet):
 
     def __init__(self, plugins=None, **kwargs):
         super().__init__(**kwargs)
+
+
+@MODELS.register_module()
+class _Strict(ResNet):
+    """A relative of ResNet without its slots."""
+
+    def __init__(self, depth, base_channels, frozen_stages, style, norm_cfg, norm_eval, init_cfg):
+        super().__init__(depth, base_channels=base_channels)
+
+
+@MODELS.register_module()
+class _Moody(nn.Module):
+    """Identity in evaluation alone."""
+
+    def __init__(self, in_channels):
+        super().__init__()
+        self.in_channels = in_channels
+
+    def forward(self, x):
+        return 2 * x if self.training else x
 
 
 class _Gate(nn.Module):
@@ -88,6 +112,7 @@ class Case:
     weights: str = ""
     base: str = ""
     keeps: str = ""
+    line: str = ""
 
     def text(self, files):
         lines = {f"model.backbone.{k}": v for k, v in self.backbone.items()}
@@ -180,6 +205,15 @@ CASES = [
     ),
     Case(
         "plain-pretrained",
+        r"2 mmattn\.SE in backbone\.layer3 and layer4: factor 0\.5 at the start",
+        dict(
+            frozen_stages=0,
+            plugins=plugins(GATED, stages=(True, True, False, False))
+            + plugins(SE, stages=(False, False, True, True)),
+        ),
+    ),
+    Case(
+        "plain-pretrained",
         r"mmattn\.SGE in .*: factor 0\.73 at the start",
         dict(frozen_stages=0, init_cfg=LOCAL, plugins=plugins(dict(type="mmattn.SGE", groups=4))),
     ),
@@ -269,6 +303,26 @@ CASES = [
         weights="own",
     ),
     Case(
+        "weights-left-over",
+        r"gct\.pth is of a network with GCT, and this one is without: \d+ weights",
+        dict(frozen_stages=0, init_cfg=dict(type="Pretrained", checkpoint="@gct@")),
+        top=dict(optim_wrapper=dict(paramwise_cfg=dict(custom_keys={".beta": dict(decay_mult=0)}))),
+        keeps="GCTConv2d",
+    ),
+    Case(
+        "weights-left-over",
+        r"sk\.pth is of a network with SK, and this one is without",
+        dict(init_cfg=dict(type="Pretrained", checkpoint="@sk@")),
+        keeps="SKResNet",
+    ),
+    Case(
+        "weights-left-over",
+        r"bam\.pth has weights of layer1\.1\.bam and 2 more, and this model has no place",
+        dict(init_cfg=dict(type="Pretrained", checkpoint="@bam@")),
+        keeps="BAM",
+        line="mmattn.Attach",
+    ),
+    Case(
         "frozen-module",
         r"2 mmattn\.SE in backbone\.layer1: frozen at the start \(factor 0\.5\)",
         dict(SCRATCH, plugins=plugins(SE)),
@@ -292,6 +346,7 @@ CASES = [
         "frozen-module",
         r"2 mmattn\.SE in backbone\.layer2 and layer3: frozen at the start",
         dict(SCRATCH, frozen_stages=3, plugins=plugins(SE, stages=(False, True, True, True))),
+        line="frozen_stages=1",
     ),
     Case(
         "never-trained",
@@ -301,8 +356,8 @@ CASES = [
     ),
     Case(
         "norm-eval",
-        r"5 mmattn\.CBAM in .*: the BatchNorms inside keep mean 0",
-        dict(frozen_stages=0, plugins=plugins(dict(type="mmattn.CBAM", identity_init=True))),
+        r"3 mmattn\.BAM in backbone\.layer2 to layer4: the BatchNorms inside keep mean 0",
+        dict(plugins=plugins(dict(type="mmattn.BAM", identity_init=True))),
     ),
     Case(
         "norm-eval",
@@ -354,11 +409,16 @@ def folder(tmp_path_factory):
     plain = backbone_weights()
     sge = plugins(dict(type="mmattn.SGE", groups=4, identity_init=True))
     se = backbone_weights(plugins=plugins(SE))
+    bam = ResNet(50, base_channels=16)
+    mmattn.attach(bam, [dict(cfg=dict(type="mmattn.BAM"), after="layer[123]")])
     for name, weights in {
         "plain": plain | {"fc.weight": torch.zeros(10, 512)},
         "detector": {f"backbone.{name}": value for name, value in plain.items()},
         "whole": build_model(config_file.load(str(folder / "base.py"))).state_dict(),
         "sge": backbone_weights(plugins=sge),
+        "gct": backbone_weights(conv_cfg=dict(type="mmattn.GCTConv2d")),
+        "sk": SKResNet(depth=50, base_channels=16, branch_groups=8).state_dict(),
+        "bam": bam.state_dict(),
         "other": {name.replace(".se.fc.", ".se.mlp."): value for name, value in se.items()},
     }.items():
         torch.save(weights, folder / f"{name}.pth")
@@ -394,6 +454,7 @@ def test_a_hazard_is_found_and_its_line_ends_it(case, folder, files):
     assert {finding.name for finding in report.findings} == {case.name, *case.others}
     finding = next(f for f in report.findings if f.name == case.name)
     assert re.search(case.said, finding.sentence), finding.sentence
+    assert case.line in finding.line
     line = finding.line
     if case.weights:
         # the line has a place for the name of a file that the user has to provide
@@ -503,8 +564,7 @@ def test_like_modules_are_one_line_for_each_stage(of):
     assert len(single) == 6
     (line,) = report.short()
     assert line == (
-        "5 mmattn.SGE in backbone.layer1 to layer4: "
-        "40 parameters more, 2 of them frozen, factor 0.73"
+        "5 mmattn.SGE in backbone.layer1 to layer4: 40 parameters more, 2 of 5 frozen, factor 0.73"
     )
 
 
@@ -521,6 +581,7 @@ def test_like_modules_are_one_line_for_each_stage(of):
         (dict(type="mmattn.TripletAttention", identity_init=True), "identity"),
         (dict(type="ContextBlock", ratio=0.25), "identity"),
         (dict(type="NonLocal2d"), "identity"),
+        (dict(type="_Moody"), "not identity"),
     ],
 )
 def test_how_a_module_starts_is_measured(cfg, said, of):
@@ -543,13 +604,42 @@ def test_how_a_module_starts_is_measured(cfg, said, of):
         (dict(dcn=dict(type="mmattn.SKConv2d")), "64", None, "not as the plain convolution"),
         (dict(dcn=dict(DRCONV, generator="paper")), "64", None, "random"),
         (dict(dcn=DRCONV, init_cfg=None), "64", None, "random"),
+        (dict(dcn=DRCONV, init_cfg=LOCAL), "64", None, "as the plain convolution"),
     ],
 )
-def test_how_a_convolution_starts_is_measured(backbone, channels, added, start, of):
+def test_how_a_convolution_starts_is_measured(backbone, channels, added, start, of, files):
+    if backbone.get("init_cfg"):
+        backbone = dict(backbone, init_cfg=dict(LOCAL, checkpoint=files["plain"]))
     report = of(dict(backbone, stage_with_dcn=(False, False, True, False)))
     row = rows(report)[backbone["dcn"]["type"], "backbone.layer3"]
     assert (row[0], row[1], row[-1]) == ("1", channels, start)
     assert added is None or row[2] == f"{added:,}"
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        dict(dcn=DRCONV, stage_with_dcn=(True,) * 4),
+        dict(dcn=dict(DRCONV, generator="paper"), stage_with_dcn=(True,) * 4),
+        dict(dcn=dict(type="mmattn.CondConv2d"), stage_with_dcn=(True,) * 4),
+        dict(dcn=dict(type="mmattn.SKConv2d", branch_groups=16), stage_with_dcn=(True,) * 4),
+        dict(conv_cfg=dict(type="mmattn.GCTConv2d")),
+    ],
+)
+def test_one_of_many_convolutions_of_a_kind_is_measured(backbone, of, monkeypatch):
+    """The smallest: a DRConv of 512 channels takes seconds."""
+    measured = []
+    start = modules._start_of_conv
+
+    def note(module):
+        measured.append((module.in_channels, tuple(module.kernel_size), tuple(module.stride)))
+        return start(module)
+
+    monkeypatch.setattr(modules, "_start_of_conv", note)
+    report = of(backbone)
+    kinds = {(tuple(o.module.kernel_size), tuple(o.module.stride)) for o in report.found}
+    assert len(measured) == len(kinds)
+    assert max(channels for channels, *_ in measured) <= 64
 
 
 def test_gct_is_an_identity_before_each_convolution(of):
@@ -566,13 +656,35 @@ def test_gct_is_an_identity_before_each_convolution(of):
 
 
 def test_what_is_attached_is_listed(of):
-    attached = dict(cfg=dict(GATED, ratio=4), after=r"neck\.lateral_convs\.\d")
-    report = of(dict(init_cfg=None), dict(ATTACH, plugins=[attached]))
+    attached = dict(cfg=dict(SE, ratio=4), after=r"neck\.lateral_convs\.\d")
+    report = of(model=dict(ATTACH, plugins=[attached]))
     size = 3 * (8 * 2 + 2 + 2 * 8 + 8)
-    assert rows(report) == {
-        ("mmattn.SE", "neck.lateral_convs"): ("3", "8", f"{size}", "yes", "identity")
-    }
-    assert report.findings == []
+    (cells,) = rows(report).values()
+    assert cells[:-1] == ("3", "8", f"{size}", "yes")
+    assert re.fullmatch(r"factor 0\.(5|5\d|4\d)", cells[-1])
+    assert report.findings == []  # the neck starts from random values
+
+
+def test_a_factor_is_the_mean_of_several_draws(of, monkeypatch):
+    draws = itertools.cycle([math.log(4), -math.log(4)])  # a gate of 0.8, or of 0.2
+
+    def reset(module):
+        nn.init.zeros_(module.fc[2].weight)
+        nn.init.constant_(module.fc[2].bias, next(draws))
+
+    monkeypatch.setattr(mmattn.SE, "reset_parameters", reset)
+    report = of(dict(plugins=plugins(SE, stages=(False, True, False, False))))
+    assert rows(report)["mmattn.SE", "backbone.layer2"][-1] == "factor 0.5"
+
+
+def test_a_module_that_cannot_be_initialised(of, monkeypatch):
+    def fail(module):
+        raise ValueError("no\nway")
+
+    monkeypatch.setattr(mmattn.SE, "init_weights", fail)
+    said = r"^backbone\.layer\d\.\d\.se cannot be initialised: no way$"
+    with pytest.raises(PreflightError, match=said):
+        of(dict(plugins=plugins(SE)))
 
 
 def test_a_plain_detector_is_said_to_be_one(of):
@@ -618,6 +730,20 @@ def test_a_part_of_the_modules_in_a_checkpoint(of, folder):
     assert str(path) in finding.sentence
 
 
+def test_a_part_of_a_module_in_a_checkpoint(of, folder):
+    weights = backbone_weights(plugins=plugins(SE))
+    path = folder / "half_se.pth"
+    torch.save({name: v for name, v in weights.items() if ".se.fc.2." not in name}, path)
+    report = of(dict(plugins=plugins(SE), frozen_stages=0, **pretrained(path)))
+    assert [finding.name for finding in report.findings] == ["plain-pretrained"]
+
+
+def test_weights_of_a_backbone_say_nothing_of_the_neck(of, folder):
+    attached = dict(cfg=dict(SE, ratio=4), after=r"neck\.lateral_convs\.\d")
+    report = of(SCRATCH, dict(ATTACH, plugins=[attached]), weights=str(folder / "detector.pth"))
+    assert report.findings == []
+
+
 def test_a_convolution_of_its_own_from_a_checkpoint(of, folder):
     path = folder / "regional.pth"
     places = dict(dcn=dict(DRCONV, generator="paper"), stage_with_dcn=C4_C5)
@@ -648,7 +774,8 @@ def test_a_checkpoint_of_the_whole_comes_after_any_initialisation(kind, init_cfg
 
 def test_a_resumed_training_has_everything_from_its_checkpoint(folder):
     cfg = config_file.load(str(folder / "base.py"))
-    cfg.merge_from_dict({"model.backbone.plugins": plugins(SE), "resume": True})
+    both = plugins(SE, dict(type="mmattn.SimAM"))  # one of them without parameters
+    cfg.merge_from_dict({"model.backbone.plugins": both, "resume": True})
     path = folder / "whole.pth"
     torch.save(build_model(cfg).state_dict(), path)
     cfg.load_from = str(path)
@@ -753,8 +880,18 @@ REFUSED = [
         r"stages of the plug-in mmattn.SE is expected to have 4 values.* got \(True, False\)$",
     ),
     (dict(plugins=plugins(SE)[0]), "plugins of ResNet is expected to be a list of dicts"),
-    (dict(conv_cfg=dict(type="DRConv2d")), "conv_cfg: 'DRConv2d' is not .* mmattn.DRConv2d"),
-    (dict(plugins=plugins(dict(type="mmattn.SGEE"))), r"'mmattn\.SGEE' .*did you mean mmattn\.SGE"),
+    (
+        dict(type="_Strict", plugins=plugins(GATED)),
+        "_Strict takes no plugins: leave it out and attach them: ",
+    ),
+    (
+        dict(conv_cfg=dict(type="DRConv2d")),
+        "conv_cfg asks for 'DRConv2d', which is not .* mmattn.DRConv2d",
+    ),
+    (
+        dict(plugins=plugins(dict(type="mmattn.SGEE"))),
+        r"'mmattn\.SGEE', .*did you mean mmattn\.SGE",
+    ),
     (dict(plugins=plugins(dict(type="mmattn.SGE", groups=7))), "SGE expects groups that divide"),
 ]
 
@@ -817,7 +954,7 @@ def test_a_name_whose_import_was_replaced(folder):
         f"model = dict(backbone=dict(plugins={plugins(dict(type='Missing'))}))"
     )
     cfg = load(folder, "replacing", folder / "importing.py", text)
-    with pytest.raises(PreflightError, match="'Missing' .*; custom_imports has replaced") as info:
+    with pytest.raises(PreflightError, match="'Missing', .*; custom_imports has replaced") as info:
         check(cfg)
     assert "custom_imports = dict(imports=['json', 'math'], allow" in str(info.value)
 
@@ -872,18 +1009,27 @@ def test_a_hazard_that_cannot_be_looked_for_is_said(of, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["mmattn.SE", "_Gate"])
-def test_looking_leaves_a_model_as_it_is(kind, folder):
+def test_looking_leaves_a_model_as_it_is(kind, folder, tmp_path):
     """A training goes on with it."""
     cfg = config_file.load(str(folder / "base.py"))
     cfg.model.backbone.plugins = plugins(dict(type=kind))
     model = build_model(cfg)
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.backbone.frozen_stages = 3  # what freezes in train() alone, thaws again
+    log = logging.FileHandler(tmp_path / "log")
+    MMLogger.get_current_instance().addHandler(log)
     modes = [module.training for module in model.modules()]
     learning = [parameter.requires_grad for parameter in model.parameters()]
     init_cfg = copy.deepcopy(model.backbone.init_cfg)
     state = torch.get_rng_state()
     config = copy.deepcopy(cfg._cfg_dict.to_dict())
-    report = look_at(cfg, model, [])
+    try:
+        report = look_at(cfg, model, [])
+    finally:
+        MMLogger.get_current_instance().removeHandler(log)
+    assert {one.frozen for one in report.found} == {True, False}
+    # the log of a run gets no line for each parameter
+    assert (tmp_path / "log").read_text() == ""
     assert report.skipped == []
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in model.modules()] == modes

@@ -30,7 +30,7 @@ modules = imported("tools/benchmarks/module_cost")
 
 
 def cells(text, part):
-    (line,) = [line for line in text.splitlines() if line.startswith(f"| {part} ")]
+    (line,) = [x for x in text.splitlines() if re.match(rf"\| {re.escape(part)} +\|", x)]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
