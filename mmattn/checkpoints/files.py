@@ -87,8 +87,10 @@ def read(path: str, purpose: str = "checkpoint") -> dict:
             objects that could run code.
     """
     file = Path(path).expanduser()
+    if file.is_dir():
+        raise CheckpointError(f"{purpose} {path} is a folder: name a file in it")
     if not file.is_file():
-        others = [p for suffix in SUFFIXES for p in file.parent.glob(f"*{suffix}")]
+        others = [p for suffix in (*SUFFIXES, ".pth.tar") for p in file.parent.glob(f"*{suffix}")]
         others = sorted(others, key=lambda p: p.stat().st_mtime)
         hint = f"; in that folder: {', '.join(p.name for p in others[-3:])}" if others else ""
         raise CheckpointError(f"{purpose} {path} does not exist{hint}")

@@ -157,6 +157,8 @@ def test_a_missing_file_names_those_that_are_there(tmp_path):
         CheckpointError, match=r"does not exist; in that folder: there\.safetensors"
     ):
         files.source(str(tmp_path / "a.pth"))
+    with pytest.raises(CheckpointError, match="is a folder: name a file in it"):
+        files.source(str(tmp_path))
 
 
 def test_targets_that_are_refused(tmp_path):
