@@ -116,6 +116,11 @@ def not_built(s: Subject):
                 f"{where} builds no {kind}: its stages are all False",
                 s.fixes.plugin(slot, stages=(True,) * stages),
             )
+        elif slot.key != "plugins":
+            yield (
+                f"{where} asks for {kind}, and {_name(node.get('type'))} has built none",
+                s.fixes.model(slot.path, **{slot.key: None}),
+            )
         else:
             part = "".join(f"{key}." for key in slot.path)
             attached = dict(cfg=dict(slot.cfg), after=re.escape(part) + r"layer\d")

@@ -217,7 +217,7 @@ class Inserted:
             if step.isdigit():
                 # stages.0.blocks.1 is in stages.0, layer1.0 in layer1
                 numbered = i > 0 and steps[i - 1] in ("stages", "layers", "features")
-                return ".".join(steps[: i + numbered])
+                return ".".join(steps[: i + numbered]) or self.name
         return ".".join(steps[:-1]) if len(steps) > 2 and not self.conv else self.name
 
 

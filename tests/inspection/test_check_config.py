@@ -14,6 +14,7 @@ import pytest
 import torch
 from mmdet.models.backbones import ResNet
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
+from mmdet.models.detectors import RetinaNet
 from mmdet.registry import MODELS
 from mmengine.logging import MMLogger
 from torch import nn
@@ -50,9 +51,9 @@ def quick():
 
 @MODELS.register_module()
 class _Deaf(ResNet):
-    """Takes plug-ins and builds none."""
+    """Takes plug-ins and convolutions, and builds none."""
 
-    def __init__(self, plugins=None, **kwargs):
+    def __init__(self, plugins=None, dcn=None, stage_with_dcn=(), **kwargs):
         super().__init__(**kwargs)
 
 
@@ -157,6 +158,12 @@ CASES = [
         "not-built",
         "asks for mmattn.SE, and _Deaf has built none",
         dict(type="_Deaf", plugins=plugins(GATED)),
+    ),
+    Case(
+        "not-built",
+        "dcn asks for mmattn.DRConv2d, and _Deaf has built none",
+        dict(type="_Deaf", dcn=DRCONV, stage_with_dcn=C4_C5),
+        line="dcn=None",
     ),
     Case(
         "imports-lost",
@@ -685,6 +692,45 @@ def test_a_module_that_cannot_be_initialised(of, monkeypatch):
     said = r"^backbone\.layer\d\.\d\.se cannot be initialised: no way$"
     with pytest.raises(PreflightError, match=said):
         of(dict(plugins=plugins(SE)))
+
+
+@pytest.mark.parametrize(
+    ("name", "conv", "stage"),
+    [
+        ("backbone.conv1", True, "backbone.conv1"),
+        ("backbone.layer1.0.downsample.0", True, "backbone.layer1"),
+        ("backbone.stages.0.blocks.1.norm.se", False, "backbone.stages.0"),
+        ("backbone.stage2.0.branches.1.se", False, "backbone.stage2"),
+        ("neck.lateral_convs.0.se", False, "neck.lateral_convs"),
+        ("rpn_head.rpn_conv.se", False, "rpn_head.rpn_conv"),
+        ("0.se", False, "0.se"),
+    ],
+)
+def test_the_stage_of_a_module(name, conv, stage):
+    assert modules.Inserted(name, nn.Identity(), "mmattn.SE", conv=conv).stage == stage
+
+
+def test_a_module_came_from_the_slot_of_its_part():
+    parts = ("first", "second")
+    model = nn.ModuleDict({part: nn.ModuleDict({"se": mmattn.SE(16)}) for part in parts})
+    found = modules.find(model, {part: dict(plugins=plugins(SE)) for part in parts})
+    assert {one.name: one.slot.path for one in found} == {
+        "first.se": ("first",),
+        "second.se": ("second",),
+    }
+
+
+@MODELS.register_module()
+class _Student(RetinaNet):
+    """Loads a teacher while it is built, as mmdet's distillation does."""
+
+    def __init__(self, teacher_ckpt=None, **kwargs):
+        super().__init__(**kwargs)
+        assert teacher_ckpt is None
+
+
+def test_nothing_is_loaded_while_a_model_is_built(of):
+    assert of(model=dict(type="_Student", teacher_ckpt="https://example.org/a.pth")).found == []
 
 
 def test_a_plain_detector_is_said_to_be_one(of):
