@@ -28,13 +28,18 @@ def conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return F.conv2d(x, layer.weight.to(x.dtype), bias, layer.stride, layer.padding, layer.dilation)
 
 
-def zero_affine(owner: str, norm: nn.Module) -> None:
-    """Zeroes the factor and the shift of ``norm``; raises if they could not learn again."""
+def zero_affine(module: nn.Module, norm: nn.Module) -> None:
+    """Zeroes the factor and the shift of ``norm``; raises if they alone could not learn again.
+
+    In a frozen stage nothing of ``module`` learns, and it stays the identity.
+    """
     affine = list(norm.parameters())
-    if not affine or not all(parameter.requires_grad for parameter in affine):
+    learns = any(parameter.requires_grad for parameter in module.parameters())
+    if not affine or (learns and not all(parameter.requires_grad for parameter in affine)):
         raise ValueError(
-            f"{owner} with identity_init=True starts the factor of its last norm layer at zero, so "
-            "it must be there and learn: norm_cfg with affine=True and without requires_grad=False"
+            f"{type(module).__name__} with identity_init=True starts the factor of its last norm "
+            "layer at zero, so it must be there and learn: norm_cfg with affine=True and without "
+            "requires_grad=False"
         )
     for parameter in affine:
         nn.init.zeros_(parameter)

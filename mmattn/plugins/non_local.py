@@ -119,7 +119,7 @@ class NonLocal(AttentionModule):
         self.conv_out.init_weights()
         norm.reset_parameters()
         if self.identity_init:
-            zero_affine("NonLocal", norm)
+            zero_affine(self, norm)
         else:
             constant_init(norm, 0)
 

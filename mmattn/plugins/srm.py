@@ -74,7 +74,7 @@ class SRM(AttentionModule):
         self.bn.reset_parameters()
         if self.identity_init:
             nn.init.normal_(self.cfc, std=0.01)
-            zero_affine("SRM", self.bn)
+            zero_affine(self, self.bn)
         else:
             nn.init.zeros_(self.cfc)
 

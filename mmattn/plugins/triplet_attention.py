@@ -82,7 +82,7 @@ class TripletAttention(AttentionModule):
             gate["conv"].reset_parameters()
             gate["bn"].reset_parameters()
             if self.identity_init:
-                zero_affine("TripletAttention", gate["bn"])
+                zero_affine(self, gate["bn"])
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""

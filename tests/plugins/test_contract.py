@@ -168,6 +168,16 @@ def test_what_cannot_be_identity_says_so(name):
 
 
 @every_case
+def test_a_frozen_module_can_be_initialised(name, arguments):
+    """frozen_stages freezes when a model is built, and init_weights comes after."""
+    for identity_init in (False,) if name in NEVER_IDENTITY else (False, True):
+        module = build(name, arguments, identity_init=identity_init).requires_grad_(False)
+        module.init_weights()
+        x = torch.randn(2, C, 5, 6)
+        assert not identity_init or torch.equal(module(x), x)
+
+
+@every_case
 def test_init_weights_restores_the_initial_state(name, arguments):
     module = build(name, arguments)
     constant = {k: v for k, v in module.state_dict().items() if v.unique().numel() == 1}
