@@ -9,7 +9,7 @@ Consulted: torchvision (names), the authors' 2024 release of DRConv (placement)
 from __future__ import annotations
 
 import inspect
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from mmattn.backbones.checkpointing import running_statistics_kept
 from mmattn.convs.drconv import DRConv2d
 from mmattn.plugins.base import check_choice, check_positive_int
 from mmattn.registry import MODELS
@@ -258,7 +259,7 @@ class _Block(BaseModule):
             x,
             use_reentrant=False,
             preserve_rng_state=False,
-            context_fn=lambda: (nullcontext(), _running_statistics_kept(self)),
+            context_fn=lambda: (nullcontext(), running_statistics_kept(self)),
         )
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -314,16 +315,3 @@ def _interleave(left: Tensor, right: Tensor, like: Tensor) -> Tensor:
         return torch.stack((left, right), 2).flatten(1, 2)
     last = [t.permute(0, 2, 3, 1) for t in (left, right)]
     return torch.stack(last, 4).flatten(3).permute(0, 3, 1, 2)
-
-
-@contextmanager
-def _running_statistics_kept(module: nn.Module):
-    """Takes back what a BatchNorm of ``module`` adds to its running statistics."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
-    kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)

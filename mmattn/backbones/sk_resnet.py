@@ -15,7 +15,7 @@ from mmdet.models.backbones.resnet import Bottleneck
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mmattn.backbones.dr_shufflenet_v2 import _running_statistics_kept
+from mmattn.backbones.checkpointing import running_statistics_kept
 from mmattn.convs.sk_conv import choice_layers, select_kernel
 from mmattn.plugins.base import build_norm, check_positive_int
 from mmattn.registry import MODELS
@@ -63,7 +63,7 @@ class SKBottleneck(Bottleneck):
             self._forward,
             x,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _running_statistics_kept(self)),
+            context_fn=lambda: (nullcontext(), running_statistics_kept(self)),
         )
 
     def _forward(self, x: Tensor) -> Tensor:

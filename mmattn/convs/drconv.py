@@ -10,19 +10,19 @@ import zlib
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmattn.convs.base import ConvLayer
 from mmattn.ops import region_conv2d
 from mmattn.ops._backend import check_map, statistics_dtype, without_autocast
-from mmattn.ops.region_conv import output_size, pair
-from mmattn.plugins.base import check_choice, check_positive_int
+from mmattn.ops.region_conv import output_size
+from mmattn.plugins.base import check_choice
 from mmattn.registry import MODELS
 
 
 @MODELS.register_module()
-class DRConv2d(BaseModule):
+class DRConv2d(ConvLayer):
     """A convolution whose filter depends on the region that a pixel is in, and on the image.
 
     A guide scores m regions at every output pixel, and each pixel is convolved with the one
@@ -97,9 +97,6 @@ class DRConv2d(BaseModule):
             ``base_filter``.
     """
 
-    transposed = False
-    output_padding = (0, 0)
-
     def __init__(
         self,
         in_channels: int,
@@ -120,19 +117,10 @@ class DRConv2d(BaseModule):
         guide_candidates: int | None = None,
         base_filter: bool = False,
     ):
-        super().__init__()
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            check_positive_int("DRConv2d", name, value)
-        check_positive_int("DRConv2d", "groups", groups)
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"DRConv2d expects groups to divide in_channels={in_channels} and "
-                f"out_channels={out_channels}, got {groups}"
-            )
-        check_choice("DRConv2d", "generator", generator, ("template", "paper"))
-        check_choice(
-            "DRConv2d", "padding_mode", padding_mode, ("zeros", "reflect", "replicate", "circular")
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
         )
+        check_choice("DRConv2d", "generator", generator, ("template", "paper"))
         _check_at_least_2("regions", regions)
         _check_at_least_2("templates", templates)
         if guide_candidates is not None and not (
@@ -159,14 +147,6 @@ class DRConv2d(BaseModule):
                 "DRConv2d expects guide_kernel_size to be an odd integer above 0, or None, "
                 f"got {guide_kernel_size!r}"
             )
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = pair("DRConv2d", "kernel_size", kernel_size, 1)
-        self.stride = pair("DRConv2d", "stride", stride, 1)
-        self.padding = pair("DRConv2d", "padding", padding, 0)
-        self.dilation = pair("DRConv2d", "dilation", dilation, 1)
-        self.groups = groups
-        self.padding_mode = padding_mode
         self.regions = regions
         self.generator = generator
         self.templates = templates
@@ -179,16 +159,16 @@ class DRConv2d(BaseModule):
 
         if generator == "template":
             self.weight = nn.Parameter(torch.empty(size, templates))
-            self.routing_fc = _Linear(in_channels, regions * templates)
+            self.routing_fc = nn.Linear(in_channels, regions * templates)
             if not shared_guide:
                 k = guide_kernel_size or 1
-                self.masknet = _Conv2d(in_channels, regions, k, padding=k // 2, bias=False)
+                self.masknet = nn.Conv2d(in_channels, regions, k, padding=k // 2, bias=False)
         else:
             self.conv_kernel = nn.Sequential(
                 _PoolTo(self.kernel_size),
-                _Conv2d(in_channels, regions * regions, 1),
+                nn.Conv2d(in_channels, regions * regions, 1),
                 nn.Sigmoid(),
-                _Conv2d(
+                nn.Conv2d(
                     regions * regions,
                     regions * out_channels * (in_channels // groups),
                     1,
@@ -203,7 +183,7 @@ class DRConv2d(BaseModule):
                     guide_kernel_size is None or self.kernel_size[0] == self.kernel_size[1]
                 )
                 k = self.kernel_size if own else (guide_kernel_size, guide_kernel_size)
-                self.conv_guide = _Conv2d(
+                self.conv_guide = nn.Conv2d(
                     in_channels,
                     regions,
                     k,
@@ -238,18 +218,11 @@ class DRConv2d(BaseModule):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def init_weights(self) -> None:
-        """Restores the documented initial state, whatever a parent's ``init_cfg`` did to it."""
-        self.reset_parameters()
-        self._is_init = True
-
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
         return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
-            f"groups={self.groups}, bias={self.bias is not None}, regions={self.regions}, "
-            f"generator={self.generator!r}, templates={self.templates}"
+            f"{super().extra_repr()}, regions={self.regions}, generator={self.generator!r}, "
+            f"templates={self.templates}"
         )
 
     @property
@@ -382,24 +355,6 @@ class DRConv2d(BaseModule):
         noise -= noise.mean(1, keepdim=True)
         centre = plain.detach().to("cpu", torch.float64)
         return (centre.flatten()[:, None] + centre.std(correction=0) * noise).to(self.weight.dtype)
-
-
-class _OwnConv2d(nn.Conv2d):
-    pass
-
-
-class _OwnLinear(nn.Linear):
-    pass
-
-
-# mmengine's init_cfg knows a layer by the names of its class and of its bases: these are out of
-# its reach, which matters where no init_weights() is handed on (nn.Sequential, ConvModule)
-class _Conv2d(_OwnConv2d):
-    pass
-
-
-class _Linear(_OwnLinear):
-    pass
 
 
 class _PoolTo(nn.Module):
