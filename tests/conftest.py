@@ -13,18 +13,23 @@ import mmattn  # noqa: F401  before any mm* package: it offers the operators mmc
 ONCE = (
     "checkpoints/",
     "convs/",
-    "evaluation/test_coco.py",
+    "evaluation/",
     "ops/",
     "plugins/test_contract.py",
     "plugins/test_gates.py",
     "plugins/test_golden.py",
     "plugins/test_non_local.py",
-    "tools/test_benchmarks.py",
+    "tools/test_analyze_training.py",
+    "tools/test_ap_by_size.py",
+    "tools/test_benchmark",
 )
+# those that do touch the stack, in the folders above
+EVERYWHERE = ("evaluation/test_coco_size_metric.py", "evaluation/test_training_")
 
 
 def pytest_collection_modifyitems(items):
     """Marks the tests that ``make test`` runs on one of the two stacks."""
     for item in items:
-        if str(item.path.relative_to(Path(__file__).parent)).startswith(ONCE):
+        path = str(item.path.relative_to(Path(__file__).parent))
+        if path.startswith(ONCE) and not path.startswith(EVERYWHERE):
             item.add_marker("once")
