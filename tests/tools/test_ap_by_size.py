@@ -1,0 +1,334 @@
+"""tools/ap_by_size.py: what a user sees, with good and with bad input."""
+
+import csv
+import importlib.util
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmattn.evaluation import compare, evaluate
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests/evaluation"))
+from made_detectors import BASELINE, CANDIDATE, PLAIN, TRUTH, detections  # noqa: E402
+
+SCRIPT = ROOT / "tools/ap_by_size.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("ap_by_size", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    for name, content in {"gt": TRUTH, "baseline": BASELINE, "candidate": CANDIDATE}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    for seed in range(3):
+        (folder / "seeds").mkdir(exist_ok=True)
+        records = detections(TRUTH, PLAIN, seed=seed + 5)
+        (folder / f"seeds/seed{seed}.bbox.json").write_text(json.dumps(records))
+    return folder
+
+
+@pytest.fixture
+def run(tool, files, capsys, monkeypatch):
+    """Runs the tool in the folder of the files; gives what it prints, or its error."""
+
+    def run(*arguments):
+        monkeypatch.chdir(files)
+        try:
+            tool.main([*map(str, arguments)])
+        except SystemExit as error:
+            code = error.code
+        else:
+            return capsys.readouterr().out
+        assert code not in (0, None)
+        return code if isinstance(code, str) else capsys.readouterr().err
+
+    return run
+
+
+def percent(value):
+    return f"{100 * value:.1f}"
+
+
+def test_one_result(run):
+    text = run("gt.json", "baseline.json")
+    result = evaluate(TRUTH, BASELINE)
+    small = result.by_size["small"]
+    cells = [percent(small[x]) for x in ("AP", "AP50", "AP75", "AR")]
+    assert f"| small  | 0 to 1024    |     120 | {' | '.join(cells)} |" in text
+    assert len(text.splitlines()) == 10
+
+
+def test_a_comparison(run):
+    text = run("gt.json", "plain=baseline.json", "candidate.json", "--replicates", 200)
+    comparison = compare(TRUTH, BASELINE, CANDIDATE, replicates=200, names=("plain", "candidate"))
+    assert comparison.table() in text
+    assert text.index("candidate against plain:") < text.index("- Small: better: +")
+    for line in comparison.words:
+        assert f"- {line}" in text
+    result = evaluate(TRUTH, CANDIDATE)
+    assert f"{percent(result.ap)} (+{percent(comparison.ap.value)})" in text
+
+
+def test_without_intervals(run):
+    text = run("gt.json", "baseline.json", "candidate.json", "--replicates", 0)
+    assert "In brackets: difference to baseline." in text
+    assert "interval" not in text
+
+
+def test_seeds(run):
+    text = run("gt.json", "seeds", "candidate.json", "--replicates", 50)
+    ap = [evaluate(TRUTH, detections(TRUTH, PLAIN, seed=seed + 5)).ap for seed in range(3)]
+    assert f"{percent(np.mean(ap))} +- {percent(np.std(ap, ddof=1))}" in text
+    assert "standard deviation over seeds (seeds 3, candidate 1)" in text
+
+
+def test_options_reach_the_evaluation(run):
+    options = {
+        "--bins": "tiny:0-16^2,rest:16^2-",
+        "--size-by": "bbox",
+        "--max-dets": 2,
+        "--iou": "0.5:0.7:0.1",
+        "--classes": "dog",
+    }
+    text = run("gt.json", "baseline.json", *[x for item in options.items() for x in item])
+    result = evaluate(
+        TRUTH,
+        BASELINE,
+        [("tiny", 0, 256), ("rest", 256, None)],
+        size_by="bbox",
+        max_dets=2,
+        iou_thrs=[0.5, 0.6, 0.7],
+        classes=["dog"],
+    )
+    assert result.table() in text
+    assert "2 detections an image, 60 images, IoU 0.5, 0.6, 0.7" in text
+    assert 0 < result.by_size["tiny"].num_objects < result.num_objects < 360
+
+
+def test_per_class(run):
+    text = run("gt.json", "baseline.json", "--per-class")
+    dog = evaluate(TRUTH, BASELINE).per_class["dog"]
+    assert f"| dog   | {percent(dog.ap)} ({dog.num_objects}) |" in text
+    text = run("gt.json", "baseline.json", "candidate.json", "--per-class", "--replicates", 50)
+    assert re.search(r"\| dog   \| \+\d+\.\d \([+-]\d+\.\d to \+\d+\.\d\) ", text)
+
+
+def test_files(run, files, tmp_path):
+    out = [tmp_path / "new" / f"report{suffix}" for suffix in (".md", ".csv", ".json", ".html")]
+    text = run(
+        "gt.json", "plain=baseline.json", "candidate.json", "--per-class", "--replicates", 200,
+        "--out", *out, "--pictures", tmp_path / "pictures", "--num-images", 4,
+    )  # fmt: skip
+    comparison = compare(TRUTH, BASELINE, CANDIDATE, replicates=200, per_class=True)
+    for path in out:
+        assert f"written to {path}" in text
+    markdown, table, data, page = (path.read_text() for path in out)
+    assert "- Small: better: +" in markdown
+
+    rows = list(csv.DictReader(table.splitlines()))
+    assert len(rows) == 2 * (4 * 4 + 2 * 4)  # runs x (sizes x figures + classes x sizes)
+    key = {"run": "candidate", "class": "all", "size": "small", "figure": "AP"}
+    (row,) = (x for x in rows if key.items() <= x.items())
+    small = comparison.by_size["small"].ap
+    for column in ("low", "high", "p"):
+        assert float(row[column]) == getattr(small, column)
+    assert float(row["difference"]) == small.value
+    assert float(row["value"]) == evaluate(TRUTH, CANDIDATE).by_size["small"].ap
+    assert (row["objects"], row["high_limit"], row["std"]) == ("120", "1024.0", "")
+    key = {"run": "candidate", "class": "dog", "size": "large", "figure": "AP"}
+    (row,) = (x for x in rows if key.items() <= x.items())
+    assert float(row["p"]) == comparison.per_class["dog"]["large"].p
+
+    data = json.loads(data)
+    assert [x["name"] for x in data["runs"]] == ["plain", "candidate"]
+    assert data["runs"][1]["results"][0]["AP"] == evaluate(TRUTH, CANDIDATE).ap
+    assert data["comparisons"][0]["differences"]["small"]["AP"]["low"] == small.low
+
+    assert page.startswith("<!DOCTYPE html>")
+    assert page.count("<svg") >= 4
+    assert page.count("data:image/jpeg;base64,") >= 4
+    pictures = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert pictures == sorted(
+        [
+            *(f"image_{n:02d}.jpg" for n in range(1, 5)),
+            *(
+                f"{name}.{suffix}"
+                for name in ("ap_by_size", "differences", "errors", "precision_recall")
+                for suffix in ("png", "svg")
+            ),
+        ]
+    )
+
+
+def test_a_page_of_one_result(run, tmp_path):
+    page = tmp_path / "one.html"
+    run("gt.json", "baseline.json", "--out", page)
+    assert "Precision and recall" in page.read_text()
+
+
+def test_the_curve_of_a_run_lies_in_its_band(tool, files, tmp_path):
+    from mmattn.evaluation.bootstrap import draw
+    from mmattn.evaluation.curves import size_curve
+    from mmattn.evaluation.data import load_detections, load_ground_truth
+
+    truth = load_ground_truth(TRUTH)
+    curve = size_curve(
+        "x",
+        truth,
+        [load_detections(BASELINE, truth)],
+        draw(60, 100, 0),
+        iou_thrs=[0.5],
+        max_dets=100,
+    )
+    have = ~np.isnan(curve.ap)
+    assert have.sum() >= 12
+    assert (np.array(curve.low)[have] < curve.ap[have]).all()
+    assert (np.array(curve.high)[have] > curve.ap[have]).all()
+    # each point is an ordinary evaluation of its window
+    for p in (3, 8, 14):
+        side = curve.size[p]
+        window = [("window", side**2 / 2, side**2 * 2)]
+        point = evaluate(TRUTH, BASELINE, window, iou_thrs=[0.5]).by_size["window"]
+        assert point.ap == pytest.approx(curve.ap[p], abs=1e-9)
+        assert point.num_objects == curve.num_objects[p]
+
+
+def test_no_framework_is_loaded(files):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['x', {str(files / 'gt.json')!r}, {str(files / 'baseline.json')!r}]\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "heavy = 'torch mmengine mmcv mmdet numba matplotlib pandas scipy pycocotools'.split()\n"
+        "print([x for x in heavy if x in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_nothing_is_left_of_a_failed_output(run, files, tmp_path, monkeypatch):
+    old = tmp_path / "old.json"
+    old.write_text("before")
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", no_space)
+    assert run("gt.json", "baseline.json", "--out", old) == (
+        "ap_by_size.py: [Errno 28] No space left on device"
+    )
+    assert old.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+
+
+# --- bad input -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bad(files):
+    """File name -> what is wrong with it."""
+    first = BASELINE[0]
+    contents = {
+        "not_json": '{"images": [',
+        "empty": "",
+        "unknown_image": [first, {**first, "image_id": 777}, {**first, "image_id": 778}],
+        "unknown_category": [first, {**first, "category_id": 0}],
+        "nan_box": [first, {**first, "bbox": [1, 2, 3, math.nan]}],
+        "negative": [{**first, "bbox": [5, 5, -1, 5]}],
+        "no_score": [{k: v for k, v in first.items() if k != "score"}],
+        "boxes_and_masks": [{**first, "bbox": [1, 2, 3]}],
+        "a_number": 3,
+        "strings": [{**first, "image_id": "1"}],
+    }
+    for name, content in contents.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (files / f"{name}.json").write_text(text)
+    return files
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["gt.json", "not_json.json"], "not_json.json"),
+        (["not_json.json", "baseline.json"], "'not_json.json' is not JSON: Expecting value"),
+        (["gt.json", "empty.json"], "empty.json.* is empty"),
+        (["empty.json", "baseline.json"], "'empty.json' is empty"),
+        (
+            ["gt.json", "unknown_image.json"],
+            r"2 of 3 detections are of images .* first is detections\[1\] with image_id 777",
+        ),
+        (["gt.json", "unknown_category.json"], "1 of 2 .* categories .* category_id 0"),
+        (["gt.json", "nan_box.json"], r"detections\[1\]: 'bbox' must be .* finite numbers, got"),
+        (["gt.json", "negative.json"], r"detections\[0\]: 'bbox' must be .* not negative"),
+        (["gt.json", "no_score.json"], "score"),
+        (["gt.json", "boxes_and_masks.json"], r"'bbox' must be .*, got \[1, 2, 3\]"),
+        (["gt.json", "a_number.json"], "a_number.json"),
+        (["gt.json", "strings.json"], "image_id '1', and the ground truth has 1, 2, 3"),
+        (["gt.json", "gt.json"], "ground truth"),
+        (["baseline.json", "gt.json"], "baseline.json.*it looks like results|ground truth"),
+        (["none.json", "baseline.json"], "ground truth 'none.json' does not exist"),
+        (["gt.json", "baselin.json"], "baseline.json"),
+        (["gt.json", "baseline.json", "--iou-type", "segm"], "no 'segmentation'"),
+        (["gt.json", "baseline.json", "--bins", "a:0-9,b:5-20"], "overlap"),
+        (["gt.json", "baseline.json", "--bins", "a:9-3"], "low < high"),
+        (["gt.json", "baseline.json", "--bins", "cocoa"], "cannot read 'cocoa'"),
+        (["gt.json", "baseline.json", "--bins", "coco", "--size-by", "sqrt-relative"], "px"),
+        (["gt.json", "baseline.json", "--classes", "horse"], "no category 'horse'; .* 'cat'"),
+        (["gt.json", "baseline.json", "--max-dets", "0"], "max_dets must be"),
+        (["gt.json", "baseline.json", "--iou", "50"], r"iou_thrs must be .* in \(0, 1\]"),
+        (["gt.json", "baseline.json", "--iou", "a"], "expected 0.5, or 0.5,0.75"),
+        (["gt.json", "baseline.json", "--iou", "0.5:0.9:0"], "expected 0.5, or 0.5,0.75"),
+        (["gt.json", "baseline.json", "--replicates", "-1"], "--replicates must be 0 or more"),
+        (["gt.json", "baseline.json", "candidate.json", "--level", "95"], "between 0 and 1"),
+        (["gt.json", "a=baseline.json", "a=candidate.json"], "'a' is given twice"),
+        (["gt.json", "baseline.json", "--out", "x.txt"], "ends in .md, .csv, .json, .html"),
+        (["gt.json", "baseline.json", "--out", "seeds"], "--out seeds"),
+        (["gt.json", "baseline.json", "--pictures", "gt.json"], "gt.json is not a folder"),
+        (["gt.json", "baseline.json", "--images", "nowhere"], "no such folder"),
+        (["gt.json"], "RESULTS"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(run, bad, arguments, match):
+    error = run(*arguments)
+    last = error.strip().splitlines()[-1]
+    assert re.search(match, last), error
+    assert "Traceback" not in error
+    assert error.startswith(("ap_by_size.py: ", "usage:"))
+
+
+def test_dropping_what_is_unknown(run, bad):
+    text = run("gt.json", "unknown_image.json", "--drop-unknown")
+    assert "2 of 3 detections are of images that the ground truth does not have" in text
+    assert "59 of the 60 images with objects have no detection at all" in text
+
+
+def test_no_detections_are_ap_0(run, files):
+    (files / "nothing.json").write_text("[]")
+    text = run("gt.json", "nothing.json")
+    assert "| all    | any          |     360 | 0.0 |" in text
+    assert "There are no detections." in text
+
+
+def test_results_of_other_boxes_are_noted(run, files):
+    corners = [
+        {**x, "bbox": [*x["bbox"][:2], *(np.add(x["bbox"][:2], x["bbox"][2:]).tolist())]}
+        for x in BASELINE
+    ]
+    shares = [{**x, "bbox": [v / 480 for v in x["bbox"]]} for x in BASELINE]
+    for records, match in ((corners, r"are they \[x1, y1, x2, y2\]"), (shares, "are these shares")):
+        (files / "odd.json").write_text(json.dumps(records))
+        assert re.search(match, run("gt.json", "odd.json"))
