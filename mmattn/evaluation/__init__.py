@@ -1,42 +1,30 @@
-"""AP by object size: evaluation, tables and the metric for mmengine's evaluators.
+"""AP by object size: evaluation, comparison, tables, pictures, and mmengine's metric.
 
-Importing this package loads neither torch nor any mm* package; ``CocoSizeMetric``, which needs
-them, is imported at first use.
+Importing this package loads neither torch nor any mm* package; every name is imported at first
+use.
 """
 
-from mmattn.evaluation.coco import (
-    COCO_BINS,
-    ClassFigures,
-    CocoResult,
-    Conditions,
-    Figures,
-    SizeBin,
-    evaluate_coco,
-    parse_size_bins,
-    write_json,
-)
-from mmattn.evaluation.table import class_table, render, size_table
+import importlib
+from typing import Any
 
-__all__ = [
-    "COCO_BINS",
-    "ClassFigures",
-    "CocoResult",
-    "CocoSizeMetric",
-    "Conditions",
-    "Figures",
-    "SizeBin",
-    "class_table",
-    "evaluate_coco",
-    "parse_size_bins",
-    "render",
-    "size_table",
-    "write_json",
-]
+# name -> module
+_NAMES = {
+    "ClassFigures": "result",
+    "CocoSizeMetric": "coco_size_metric",
+    "Comparison": "comparison",
+    "Difference": "statistics",
+    "Figures": "result",
+    "Result": "result",
+    "SizeBin": "bins",
+    "compare": "comparison",
+    "evaluate": "evaluator",
+    "parse_bins": "bins",
+}
+
+__all__ = sorted(_NAMES)
 
 
-def __getattr__(name: str):
-    if name == "CocoSizeMetric":
-        from mmattn.evaluation.coco_size_metric import CocoSizeMetric
-
-        return CocoSizeMetric
-    raise AttributeError(f"module 'mmattn.evaluation' has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'mmattn.evaluation' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mmattn.evaluation.{_NAMES[name]}"), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os.path as osp
 import tempfile
 from collections.abc import Sequence
@@ -13,21 +14,14 @@ from mmdet.evaluation.metrics import CocoMetric
 from mmengine.logging import MessageHub, MMLogger
 
 from mmattn import __version__
-from mmattn.evaluation.coco import (
-    COCO_BINS,
-    IOU_TYPES,
-    CocoResult,
-    SizeBins,
-    check_ground_truth,
-    evaluate_coco,
-    parse_iou_thrs,
-    parse_max_dets,
-    parse_size_bins,
-    write_json,
-)
-from mmattn.evaluation.table import class_table, render, size_table
+from mmattn.evaluation.bins import COCO_BINS, SizeBins, parse_bins
+from mmattn.evaluation.data import GroundTruth, load_ground_truth
+from mmattn.evaluation.evaluator import evaluate, parse_iou_thrs, parse_max_dets
+from mmattn.evaluation.files import write_text
+from mmattn.evaluation.result import FIGURES, Result, to_json
 from mmattn.registry import METRICS
 
+IOU_TYPES = ("bbox", "segm")
 # where tools find the last file, in mmengine's MessageHub
 FILE_INFO = "mmattn/ap_by_size_file"
 
@@ -61,7 +55,7 @@ class CocoSizeMetric(CocoMetric):
     or a curve, and ``CheckpointHook(save_best=...)`` fails on it at the first evaluation, where
     with NaN it would never save a best checkpoint and not say so. No detection at all is AP 0,
     whereas ``CocoMetric`` returns nothing. For deviations from pycocotools (annotation id 0,
-    missing fields), see :mod:`mmattn.evaluation.coco`.
+    missing fields), see :mod:`mmattn.evaluation.evaluator`.
 
     Keys: ``bbox_mAP``, ``bbox_mAP_50``, ``bbox_mAP_75``, ``bbox_mAP_s`` (``_m``, ``_l``; with
     bins of your own their names, ``bbox_mAP_tiny``), ``bbox_AR@100``, ``bbox_AR_s@100``; and
@@ -87,10 +81,14 @@ class CocoSizeMetric(CocoMetric):
         prefix: Comes before every key, 'coco' if None.
         sort_categories: Whether to sort the categories of ``ann_file`` by id.
         use_mp_eval: Taken for ``CocoMetric``'s sake, without effect: the engine is parallel.
-        size_bins: COCO's small, medium and large if None; else a list of ``(name, low, high)``
-            or a dict of ``name: (low, high)``, in px^2; ``high`` may be None. Both limits belong
-            to the bin; bins may overlap or leave gaps.
+        size_bins: COCO's small, medium and large if None or 'coco'; else 'coco-fine', a text
+            such as 'tiny:0-16^2,small:16^2-32^2', a list of ``(name, low, high)`` or a dict of
+            ``name: (low, high)``; ``high`` may be None. Both limits belong to the bin; bins may
+            leave gaps. See :func:`mmattn.evaluation.parse_bins`.
         max_dets: How many detections of an image and class count, for every figure.
+        size_by: What is compared with the limits: 'area' as described above; 'bbox', the area
+            of the box, of objects and detections alike; or 'sqrt-relative', the square root of
+            the area's share of the image. The bins of 'sqrt-relative' are shares, 0 to 1.
 
     Raises:
         FileNotFoundError: ``ann_file`` does not exist.
@@ -117,6 +115,7 @@ class CocoSizeMetric(CocoMetric):
         *,
         size_bins: SizeBins = None,
         max_dets: int = 100,
+        size_by: str = "area",
     ) -> None:
         metrics = list(metric) if isinstance(metric, (list, tuple)) else [metric]
         for name in metrics:
@@ -129,7 +128,7 @@ class CocoSizeMetric(CocoMetric):
             raise ValueError(f"metric must be 'bbox', 'segm' or a list of both, got {metric!r}")
         if format_only and outfile_prefix is None:
             raise ValueError("format_only=True needs outfile_prefix, the place of the results file")
-        self.size_bins = parse_size_bins(size_bins)
+        self.size_bins, self.size_by = parse_bins(size_bins, size_by), size_by
         self.max_dets = parse_max_dets(max_dets)
         if metric_items is not None:
             known = self._items(None)
@@ -162,7 +161,7 @@ class CocoSizeMetric(CocoMetric):
             raise ValueError(f"ann_file {ann_file!r} is not JSON: {error}") from error
         self.ann_file = ann_file
         # results of the last evaluation by metric, on rank 0
-        self.size_results: dict[str, CocoResult] = {}
+        self.size_results: dict[str, Result] = {}
         default = (100, 300, 1000)
         if tuple(proposal_nums) != default and max(proposal_nums) != max_dets:
             MMLogger.get_current_instance().warning(
@@ -181,8 +180,7 @@ class CocoSizeMetric(CocoMetric):
         self.cat_ids = None
         if self._coco_api is not None:
             self._load_ids()
-            for metric in self.metrics:
-                check_ground_truth(self._coco_api.dataset, metric, self.cat_ids)
+            self._load_ground_truth()
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Evaluates what :meth:`process` has gathered; called on rank 0.
@@ -201,7 +199,8 @@ class CocoSizeMetric(CocoMetric):
             prefix = self.outfile_prefix or osp.join(folder, "results")
             if self._coco_api is None:
                 self._coco_api = COCO(self.gt_to_coco_json(gts, prefix))
-            self._load_ids()
+                self._load_ids()
+                self._load_ground_truth()
             self._check_labels(predictions)
             files = self.results2json(predictions, prefix)
             if self.format_only:
@@ -212,14 +211,14 @@ class CocoSizeMetric(CocoMetric):
             if missing := [metric for metric in self.metrics if metric not in files]:
                 raise ValueError(f"metric={missing[0]!r}, but the model predicts no masks")
             self.size_results = {
-                metric: evaluate_coco(
-                    self._coco_api.dataset,
+                metric: evaluate(
+                    self._ground_truths[metric],
                     files[metric],
+                    self.size_bins,
                     metric,
-                    size_bins=self.size_bins,
+                    size_by=self.size_by,
                     max_dets=self.max_dets,
                     iou_thrs=self.iou_thrs,
-                    cat_ids=self.cat_ids,
                 )
                 for metric in self.metrics
             }
@@ -231,10 +230,11 @@ class CocoSizeMetric(CocoMetric):
             )
         values = {}
         for metric, result in self.size_results.items():
-            logger.info("\n" + render(size_table(result)))
+            logger.info("\n" + result.table())
             if self.classwise:
-                logger.info("\n" + render(class_table(result)))
+                logger.info("\n" + result.class_table())
             values.update(self._values(metric, result))
+        self._forget()
         if path := self._write():
             logger.info(f"AP by size, with that of every class, is in {path}")
         return values
@@ -255,6 +255,15 @@ class CocoSizeMetric(CocoMetric):
             self.cat_ids = self._coco_api.get_cat_ids(cat_names=classes)
         self.img_ids = self._coco_api.get_img_ids()
 
+    def _load_ground_truth(self) -> None:
+        """Checks the ground truth and brings it into the form that is evaluated, once."""
+        self._ground_truths: dict[str, GroundTruth] = {
+            metric: load_ground_truth(
+                self._coco_api.dataset, metric, self.size_by, classes=self.cat_ids
+            )
+            for metric in self.metrics
+        }
+
     def _check_labels(self, predictions: Sequence[dict]) -> None:
         highest = max((int(x["labels"].max()) for x in predictions if len(x["labels"])), default=-1)
         if highest >= len(self.cat_ids):
@@ -269,35 +278,46 @@ class CocoSizeMetric(CocoMetric):
             x.name: x.name[0] if self.size_bins == COCO_BINS else x.name for x in self.size_bins
         }
 
-    def _items(self, result: CocoResult | None) -> dict[str, float | None]:
+    def _items(self, result: Result | None) -> dict[str, float]:
         """Every figure under mmdet's name; without a result, the names."""
         items = {}
-        for name, suffix in {"": "", **{k: f"_{v}" for k, v in self._suffixes().items()}}.items():
-            figures = result and (result.by_size[name] if name else result)
-            items[f"mAP{suffix}"] = figures and figures.AP
-            items[f"mAP_50{suffix}"] = figures and figures.AP50
-            items[f"mAP_75{suffix}"] = figures and figures.AP75
-            items[f"AR{suffix}@{self.max_dets}"] = figures and figures.AR
+        for name, suffix in {"all": "", **self._suffixes()}.items():
+            suffix = suffix and f"_{suffix}"
+            names = (f"mAP{suffix}", f"mAP_50{suffix}", f"mAP_75{suffix}")
+            row = result and dict(result.rows())[name]
+            for key, figure in zip((*names, f"AR{suffix}@{self.max_dets}"), FIGURES, strict=True):
+                items[key] = math.nan if row is None else row[figure]
         return items
 
-    def _values(self, metric: str, result: CocoResult) -> dict[str, float]:
+    def _values(self, metric: str, result: Result) -> dict[str, float]:
         """What the evaluator returns of a result."""
         items = self._items(result)
-        by_size = [f"_{suffix}" for suffix in self._suffixes().values()]
+        by_size = {name: f"_{suffix}" for name, suffix in self._suffixes().items()}
         names = self.metric_items or [
             *("mAP", "mAP_50", "mAP_75"),
-            *(f"mAP{suffix}" for suffix in by_size),
-            *(f"AR{suffix}@{self.max_dets}" for suffix in ("", *by_size)),
+            *(f"mAP{suffix}" for suffix in by_size.values()),
+            *(f"AR{suffix}@{self.max_dets}" for suffix in ("", *by_size.values())),
         ]
         values = {f"{metric}_{name}": items[name] for name in names}
         if self.classwise:
             start = f"{metric}_" if len(self.metrics) > 1 else ""
-            for row in result.classes:
-                for suffix, figures in zip(
-                    ("", *by_size), (row, *row.by_size.values()), strict=True
-                ):
-                    values[f"{start}{row.name}_precision{suffix}"] = figures.AP
-        return {key: value for key, value in values.items() if value is not None}
+            for name, row in result.per_class.items():
+                values[f"{start}{name}_precision"] = row.ap
+                for size, suffix in by_size.items():
+                    values[f"{start}{name}_precision{suffix}"] = row.by_size[size].ap
+        return {key: value for key, value in values.items() if not math.isnan(value)}
+
+    def _forget(self) -> None:
+        """Drops this metric's figures of earlier evaluations from mmengine's MessageHub.
+
+        Its LogProcessor would log the mean over several evaluations for names with 'loss' or
+        'time' in them (a class 'timer'), and go on logging what a resumed training with other
+        bins no longer evaluates.
+        """
+        hub = MessageHub.get_current_instance()
+        start = f"{hub.get_info('loop_stage')}/{self.prefix}/"
+        for key in [key for key in hub.log_scalars if key.startswith(start)]:
+            del hub.log_scalars[key]
 
     def _write(self) -> Path | None:
         """Writes all results to a new file beside the log, and says where."""
@@ -326,19 +346,17 @@ class CocoSizeMetric(CocoMetric):
         while path.exists():
             n += 1
             path = Path(f"{stem}_{n}.json")
-        write_json(
-            path,
-            {
-                "mmattn": __version__,
-                "ann_file": self.ann_file,
-                "prefix": self.prefix,
-                "stage": stage,
-                "config": hub.get_info("mmattn/config"),
-                "checkpoint": hub.get_info("mmattn/checkpoint"),
-                "epoch": epoch if by_epoch else None,
-                "iter": iteration,
-                "results": {key: result.to_dict() for key, result in self.size_results.items()},
-            },
-        )
+        content = {
+            "mmattn": __version__,
+            "ann_file": self.ann_file,
+            "prefix": self.prefix,
+            "stage": stage,
+            "config": hub.get_info("mmattn/config"),
+            "checkpoint": hub.get_info("mmattn/checkpoint"),
+            "epoch": epoch if by_epoch else None,
+            "iter": iteration,
+            "results": {key: result.to_dict() for key, result in self.size_results.items()},
+        }
+        write_text(path, to_json(content))
         hub.update_info(FILE_INFO, str(path), resumed=False)
         return path

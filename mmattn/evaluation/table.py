@@ -1,4 +1,4 @@
-"""Tables of a result, for terminals and log files. AP is in percent here.
+"""Tables of results, for terminals, log files and Markdown. AP is in percent here.
 
 Plain ASCII, because a log file's encoding is the machine's; the tables are valid Markdown.
 """
@@ -6,43 +6,119 @@ Plain ASCII, because a log file's encoding is the machine's; the tables are vali
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mmattn.evaluation.coco import MAX_AREA, CocoResult, Figures
+from mmattn.evaluation.bins import MAX_SIZE
+from mmattn.evaluation.result import FIGURES, Conditions, Result
+
+if TYPE_CHECKING:
+    from mmattn.evaluation.compare import Comparison
+    from mmattn.evaluation.run import Run
+    from mmattn.evaluation.statistics import Difference
 
 NOT_AVAILABLE = "n/a"
 
 
-def size_table(result: CocoResult) -> RenderableType:
+def size_table(result: Result) -> RenderableType:
     """AP, AP50, AP75 and AR overall and by size, with the number of objects of each row."""
-    table = _table("size", "area (px^2)")
-    for header in ("objects", "AP", "AP50", "AP75", "AR"):
-        table.add_column(header, justify="right", no_wrap=True)
-
-    def add_row(name: str, area: str, figures: Figures) -> None:
-        values = (figures.AP, figures.AP50, figures.AP75, figures.AR)
-        table.add_row(name, area, str(figures.num_objects), *map(percent, values))
-
-    add_row("all", "any", result)
-    for name, limits in result.conditions.size_bins.items():
-        add_row(name, _area(*limits), result.by_size[name])
-    return Group(_heading(result), table, *_notes(result))
+    table = _table("size", size_header(result.conditions))
+    _add_numbers(table, "objects", *FIGURES)
+    for name, figures in result.rows():
+        values = [percent(figures[x]) for x in FIGURES]
+        table.add_row(name, size_range(result.conditions, name), str(figures.num_objects), *values)
+    return Group(Text(heading(result.conditions)), table, *map(Text, notes([result])))
 
 
-def class_table(result: CocoResult) -> RenderableType:
-    """AP of each class, overall and by size, each with its number of objects."""
+def class_table(result: Result | Run) -> RenderableType:
+    """AP of each class, overall and by size, each with its number of objects.
+
+    Of a run of several seeds: the mean.
+    """
+    first = result if isinstance(result, Result) else result.results[0]
     table = _table("class")
-    for header in ("all", *result.conditions.size_bins):
-        table.add_column(header, justify="right", no_wrap=True)
-    for row in result.classes:
-        cells = (f"{percent(x.AP)} ({x.num_objects})" for x in (row, *row.by_size.values()))
-        table.add_row(Text(row.name), *cells)
-    heading = Text(f"AP by class and size (number of objects): {result.conditions.iou_type}, %")
-    return Group(heading, table)
+    _add_numbers(table, "all", *first.conditions.size_bins)
+    for name, row in first.per_class.items():
+        sizes = {"all": row, **row.by_size}
+        ap = {size: x.ap for size, x in sizes.items()}
+        if result is not first:
+            ap = result.class_ap[name]
+        cells = (f"{percent(ap[size])} ({x.num_objects})" for size, x in sizes.items())
+        table.add_row(Text(name), *cells)
+    title = Text(f"AP by class and size (number of objects): {first.conditions.iou_type}, %")
+    return Group(title, table)
+
+
+def runs_table(runs: Sequence[Run]) -> RenderableType:
+    """The figures of several runs by size; differences to the first stand in brackets.
+
+    Several seeds of a run: mean +- standard deviation.
+    """
+    conditions = runs[0].conditions
+    several = any(run.seeds > 1 for run in runs)
+    table = _table("size", size_header(conditions))
+    _add_numbers(table, "objects")
+    table.add_column("run", no_wrap=True)
+    _add_numbers(table, *FIGURES)
+    for size, num_objects in runs[0].num_objects.items():
+        for n, run in enumerate(runs):
+            cells = []
+            for figure in FIGURES:
+                cell = percent(value := run.figures[size][figure])
+                if run.std is not None and not math.isnan(value):
+                    cell += f" +- {percent(run.std[size][figure])}"
+                if n and not math.isnan(value):
+                    cell += f" ({signed(value - runs[0].figures[size][figure])})"
+                cells.append(cell)
+            what = (size, size_range(conditions, size), str(num_objects)) if n == 0 else [""] * 3
+            table.add_row(*what, Text(run.name), *cells)
+    explanation = []
+    if len(runs) > 1:
+        explanation.append(f"In brackets: difference to {runs[0].name}.")
+    if several:
+        seeds = ", ".join(f"{run.name} {run.seeds}" for run in runs)
+        explanation.append(f"Mean +- standard deviation over seeds ({seeds}).")
+    lines = [*explanation, *notes([x for run in runs for x in run.results])]
+    return Group(Text(heading(conditions)), table, *map(Text, lines))
+
+
+def comparison_table(comparison: Comparison) -> RenderableType:
+    """Differences to the baseline by size, with intervals and p-values."""
+    table = _table("size")
+    _add_numbers(table, "objects")
+    for figure in FIGURES:
+        table.add_column(figure, no_wrap=True)
+        _add_numbers(table, "p")
+    for size, row in comparison.differences.items():
+        cells = [x for figure in FIGURES for x in difference_cells(row[figure])]
+        table.add_row(size, str(comparison.num_objects[size]), *cells)
+    return Group(Text(comparison.heading), table)
+
+
+def class_comparison_table(comparison: Comparison) -> RenderableType:
+    """Differences of each class's AP, overall and by size, with intervals."""
+    table = _table("class")
+    for size in comparison.differences:
+        table.add_column(size, no_wrap=True)
+    for name, row in comparison.per_class.items():
+        table.add_row(Text(name), *(difference_cells(x)[0] for x in row.values()))
+    return Group(Text(f"AP of each class: {comparison.heading}"), table)
+
+
+def difference_cells(difference: Difference) -> tuple[str, str]:
+    """A difference with its interval, and its p-value."""
+    if math.isnan(difference.value):
+        return NOT_AVAILABLE, NOT_AVAILABLE
+    interval = f"{signed(difference.low)} to {signed(difference.high)}"
+    if math.isnan(difference.low):
+        return signed(difference.value), NOT_AVAILABLE
+    return f"{signed(difference.value)} ({interval})", p_value(difference.p)
 
 
 def render(*renderables: RenderableType, width: int = 80) -> str:
@@ -56,7 +132,64 @@ def render(*renderables: RenderableType, width: int = 80) -> str:
 
 def percent(value: float | None) -> str:
     """A fraction in percent, or n/a."""
-    return NOT_AVAILABLE if value is None else f"{100 * value:.1f}"
+    return NOT_AVAILABLE if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def signed(value: float) -> str:
+    """A difference of fractions in percent points, with its sign."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def p_value(p: float) -> str:
+    """A p-value with as many digits as it bears."""
+    if math.isnan(p):
+        return NOT_AVAILABLE
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def heading(conditions: Conditions) -> str:
+    """One line that says what a table's figures are."""
+    text = (
+        f"AP by size: {conditions.iou_type}, %, {conditions.max_dets} detections an image, "
+        f"{conditions.num_images} images"
+    )
+    thresholds = [round(x, 4) for x in conditions.iou_thrs]
+    if thresholds != [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]:
+        text += f", IoU {', '.join(f'{x:g}' for x in thresholds)}"
+    return text
+
+
+def notes(results: Sequence[Result]) -> list[str]:
+    """What a reader should know, each note once; a note of some results names them."""
+    conditions = results[0].conditions
+    shape = {"bbox": "box", "segm": "mask"}[conditions.iou_type]
+    lines = [
+        {
+            "area": f"Size: objects by their annotation's area, unmatched detections by their "
+            f"{shape}'s.",
+            "bbox": "Size: the area of the box.",
+            "sqrt-relative": "Size: square root of the share of the image's area; objects by "
+            f"their annotation's area, unmatched detections by their {shape}'s.",
+        }[conditions.size_by]
+    ]
+    for note in dict.fromkeys(note for x in results for note in x.conditions.notes):
+        having = [x.name for x in results if note in x.conditions.notes]
+        lines.append(note if len(having) == len(results) else f"{', '.join(having)}: {note}")
+    return lines
+
+
+def size_header(conditions: Conditions) -> str:
+    """What the column of limits is called."""
+    return "share of side" if conditions.size_by == "sqrt-relative" else "area (px^2)"
+
+
+def size_range(conditions: Conditions, name: str) -> str:
+    """A bin's limits in words; 'any' for 'all'."""
+    if name == "all":
+        return "any"
+    low, high = conditions.size_bins[name]
+    return f"{low:.10g} or more" if high >= MAX_SIZE else f"{low:.10g} to {high:.10g}"
 
 
 def _table(*headers: str) -> Table:
@@ -66,20 +199,6 @@ def _table(*headers: str) -> Table:
     return table
 
 
-def _heading(result: CocoResult) -> Text:
-    conditions = result.conditions
-    return Text(
-        f"AP by size: {conditions.iou_type}, %, {conditions.max_dets} detections an image, "
-        f"{conditions.num_images} images"
-    )
-
-
-def _notes(result: CocoResult) -> list[Text]:
-    conditions = result.conditions
-    shape = conditions.detection_area.rpartition(" ")[2]
-    sizes = f"Size: objects by their annotation's area, unmatched detections by their {shape}'s."
-    return [Text(note) for note in (sizes, *conditions.notes)]
-
-
-def _area(low: float, high: float) -> str:
-    return f"{low:.10g} or more" if high >= MAX_AREA else f"{low:.10g} to {high:.10g}"
+def _add_numbers(table: Table, *headers: str) -> None:
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import types
 
 import mmattn  # noqa: F401  before any mm* package: it offers the operators that mmcv may lack
 
@@ -17,7 +18,9 @@ from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mmattn.evaluation import CocoSizeMetric, evaluate_coco
+from mmattn.checkpoints.files import allow_training_state
+from mmattn.evaluation import CocoSizeMetric
+from mmattn.evaluation import evaluate as evaluate_files
 
 COCO_KEYS = [
     *("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l"),
@@ -140,30 +143,32 @@ def test_values_are_those_of_the_results_files(ann_file, tmp_path):
     metric = CocoSizeMetric(ann_file, metric=["bbox", "segm"], outfile_prefix=prefix)
     values = evaluate(metric, samples(masks=True))
     for name in ("bbox", "segm"):
-        result = evaluate_coco(ann_file, f"{prefix}.{name}.json", name)
-        assert metric.size_results[name] == result
-        assert values[f"coco/{name}_mAP"] == result.AP
-        assert values[f"coco/{name}_mAP_l"] == result.by_size["large"].AP == pytest.approx(1)
+        result = evaluate_files(ann_file, f"{prefix}.{name}.json", iou_type=name)
+        assert metric.size_results[name].to_dict() == result.to_dict()
+        assert values[f"coco/{name}_mAP"] == result.ap
+        assert values[f"coco/{name}_mAP_l"] == result.by_size["large"].ap == pytest.approx(1)
+
+
+def instances(image_id):
+    """The objects of an image as a dataset gives them."""
+    return [
+        {
+            "bbox": [
+                x["bbox"][0],
+                x["bbox"][1],
+                x["bbox"][0] + x["bbox"][2],
+                x["bbox"][1] + x["bbox"][3],
+            ],
+            "bbox_label": {3: 0, 8: 1}[x["category_id"]],
+            "ignore_flag": 0,
+            "mask": x["segmentation"],
+        }
+        for x in TRUTH["annotations"]
+        if x["image_id"] == image_id
+    ]
 
 
 def test_ground_truth_from_the_data_samples():
-    def instances(image_id):
-        return [
-            {
-                "bbox": [
-                    x["bbox"][0],
-                    x["bbox"][1],
-                    x["bbox"][0] + x["bbox"][2],
-                    x["bbox"][1] + x["bbox"][3],
-                ],
-                "bbox_label": {3: 0, 8: 1}[x["category_id"]],
-                "ignore_flag": 0,
-                "mask": x["segmentation"],
-            }
-            for x in TRUTH["annotations"]
-            if x["image_id"] == image_id
-        ]
-
     metric = CocoSizeMetric(metric=["bbox", "segm"])
     for _ in range(2):  # a metric is used once an epoch
         data = [sample(n, FOUND[n], True, instances(n), name="img{}".format) for n in (1, 2)]
@@ -195,6 +200,39 @@ def test_custom_bins(ann_file):
     assert "coco/bbox_mAP_s" not in values
 
 
+def test_bins_as_text(ann_file):
+    text = CocoSizeMetric(ann_file, size_bins="tiny:0-16^2,rest:16^2-")
+    values = evaluate(text)
+    assert values == evaluate(
+        CocoSizeMetric(ann_file, size_bins={"tiny": (0, 256), "rest": (256, None)})
+    )
+    assert values["coco/bbox_AR_rest@100"] == pytest.approx(1 / 2)
+    fine = evaluate(CocoSizeMetric(ann_file, size_bins="coco-fine"))
+    assert fine["coco/bbox_mAP_small"] == pytest.approx(1 / 2)  # 16^2 to 32^2
+    assert fine["coco/bbox_mAP_large"] == pytest.approx(1)
+    assert "coco/bbox_mAP_tiny" not in fine
+    assert "coco/bbox_mAP_s" not in fine
+    coco = CocoSizeMetric(ann_file, size_bins="coco")
+    assert evaluate(coco) == evaluate(CocoSizeMetric(ann_file))
+
+
+def test_size_by(tmp_path):
+    # the areas of the annotations are those of thin masks: all of them small
+    thin = [{**x, "area": x["area"] / 20} for x in TRUTH["annotations"]]
+    path = tmp_path / "thin.json"
+    path.write_text(json.dumps({**TRUTH, "annotations": thin}))
+    by_area = evaluate(CocoSizeMetric(str(path)))
+    assert "coco/bbox_mAP_l" not in by_area
+    by_box = evaluate(CocoSizeMetric(str(path), size_by="bbox"))
+    assert by_box == {f"coco/{k}": pytest.approx(v, abs=1e-12) for k, v in EXPECTED.items()}
+    # squares of 20 and 100 px in an image of 200 px: 0.1 and 0.5 of its side
+    metric = CocoSizeMetric(None, size_by="sqrt-relative", size_bins="low:0-0.2,high:0.3-")
+    shares = evaluate(metric, [sample(n, FOUND[n], instances=instances(n)) for n in (1, 2)])
+    assert shares["coco/bbox_mAP_low"] == pytest.approx(1 / 2)
+    assert shares["coco/bbox_mAP_high"] == pytest.approx(1)
+    assert evaluate(CocoSizeMetric(str(path), size_by="sqrt-relative"))["coco/bbox_mAP_small"] >= 0
+
+
 def test_classwise(ann_file, log):
     values = evaluate(CocoSizeMetric(ann_file, classwise=True))
     per_class = {k.split("/")[1]: v for k, v in values.items() if "precision" in k}
@@ -215,7 +253,7 @@ def test_only_the_classes_of_the_dataset_count(ann_file):
     metric = CocoSizeMetric(ann_file)
     values = evaluate(metric, samples({2: [((0, 0, 20, 20), 0.5, 0)]}), classes=("dog",))
     assert values["coco/bbox_mAP"] == pytest.approx(1)
-    assert [x.name for x in metric.size_results["bbox"].classes] == ["dog"]
+    assert list(metric.size_results["bbox"].per_class) == ["dog"]
 
 
 def test_metric_items_and_max_dets(ann_file):
@@ -314,20 +352,23 @@ def test_without_a_log_file(ann_file, tmp_path, monkeypatch):
 
 
 class Model(BaseModel):
-    """Learns nothing and predicts FOUND."""
+    """Learns nothing and predicts FOUND, or what it is given for each evaluation in turn."""
 
-    def __init__(self):
+    def __init__(self, *found):
         super().__init__()
+        self.found = [x for x in found for _ in range(2)]
         self.weight = torch.nn.Parameter(torch.zeros(()))
 
     def forward(self, inputs, data_samples=None, mode="tensor"):
         if mode == "loss":
             return {"loss": self.weight**2}
-        return [sample(int(n), FOUND[int(n)]) for n in inputs]
+        found = self.found.pop(0) if self.found else FOUND
+        return [sample(int(n), found.get(int(n), [])) for n in inputs]
 
 
 class Images(torch.utils.data.Dataset):
-    metainfo = {"classes": ("cat", "dog")}  # noqa: RUF012
+    def __init__(self, classes=("cat", "dog")):
+        self.metainfo = {"classes": classes}
 
     def __len__(self):
         return 2
@@ -336,17 +377,19 @@ class Images(torch.utils.data.Dataset):
         return {"inputs": torch.tensor(i + 1)}
 
 
-def runner(ann_file, work_dir, train_cfg, **kwargs):
+def runner(
+    ann_file, work_dir, train_cfg, model=None, metric=None, classes=("cat", "dog"), **kwargs
+):
     loader = {
-        "dataset": Images(),
+        "dataset": Images(classes),
         "batch_size": 1,
         "num_workers": 0,
         "sampler": {"type": "DefaultSampler", "shuffle": False},
     }
     # by name, as a config writes it over mmdet's base config
-    evaluator = {"type": "mmattn.CocoSizeMetric", "ann_file": ann_file}
+    evaluator = {"type": "mmattn.CocoSizeMetric", "ann_file": ann_file, **(metric or {})}
     return Runner(
-        model=Model(),
+        model=model or Model(),
         work_dir=str(work_dir),
         default_scope="mmdet",
         experiment_name=work_dir.parent.name,
@@ -408,6 +451,113 @@ def test_training(ann_file, tmp_path, train_cfg, names):
     assert len(validated) == 2
     assert validated[-1]["coco/bbox_mAP"] == last["results"]["bbox"]["AP"]
     assert "coco/bbox_mAP_m" not in validated[-1]
+
+
+ODD_NAMES = ("timer / loss", "Größe, 時計@2")
+
+
+class Wandb(types.ModuleType):
+    """Records what wandb would get."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.logged = []
+        self.config = types.SimpleNamespace(update=lambda *args, **kwargs: None)
+        self.run = types.SimpleNamespace(log_code=lambda **kwargs: None)
+
+    def init(self, **kwargs):
+        pass
+
+    def log(self, values, commit):
+        self.logged.append(dict(values))
+
+    def join(self):
+        pass
+
+
+@pytest.mark.usefixtures("_restore_scope")
+@pytest.mark.parametrize(
+    ("size_bins", "suffixes"),
+    [("coco", ["_s", "_m", "_l"]), ("tiny:0-16^2,losses:16^2-50^2,wide-1.5:50^2-", None)],
+    ids=["coco", "own"],
+)
+def test_every_figure_arrives_in_the_loggers(tmp_path, monkeypatch, size_bins, suffixes):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    suffixes = suffixes or ["_tiny", "_losses", "_wide-1.5"]
+    truth = dict(TRUTH)
+    truth["categories"] = [{"id": i, "name": n} for i, n in zip((3, 8), ODD_NAMES, strict=True)]
+    ann_file = tmp_path / "truth.json"
+    ann_file.write_text(json.dumps(truth))
+    monkeypatch.setitem(sys.modules, "wandb", wandb := Wandb())
+    kinds = ("LocalVisBackend", "TensorboardVisBackend", "WandbVisBackend")
+    run = runner(
+        str(ann_file),
+        tmp_path / "run",
+        {"by_epoch": True, "max_epochs": 3},
+        Model({}, FOUND, {1: FOUND[1]}),  # AP goes up, and up again without the false alarm
+        {"size_bins": size_bins, "classwise": True},
+        ODD_NAMES,
+        visualizer={
+            "type": "Visualizer",
+            "name": tmp_path.name,
+            "vis_backends": [{"type": kind} for kind in kinds],
+        },
+    )
+    run.train()
+    vis_data = tmp_path / "run" / run.timestamp / "vis_data"
+    lines = [json.loads(x) for x in (vis_data / "scalars.json").read_text().splitlines()]
+    local = [x for x in lines if "coco/bbox_mAP" in x]
+    board = EventAccumulator(str(next(vis_data.glob("events.out.*")).parent)).Reload()
+    recorded = [x for x in wandb.logged if "coco/bbox_mAP" in x]
+    assert [x["step"] for x in local] == [1, 2, 3]
+    wanted = {}
+    for epoch in (1, 2, 3):
+        path = vis_data.parent / f"ap_by_size_val_epoch_{epoch}.json"
+        result = json.loads(path.read_text())["results"]["bbox"]
+        rows = zip(["", *suffixes], [result, *result["by_size"].values()], strict=True)
+        for suffix, row in rows:
+            wanted[f"coco/bbox_mAP{suffix}", epoch] = row["AP"]
+            wanted[f"coco/bbox_AR{suffix}@100", epoch] = row["AR"]
+        for x in result["classes"]:
+            rows = zip(["", *suffixes], [x, *x["by_size"].values()], strict=True)
+            for suffix, row in rows:
+                wanted[f"coco/{x['name']}_precision{suffix}", epoch] = row["AP"]
+    assert {key for key, _ in wanted} >= {
+        f"coco/{name}_precision{suffix}" for name in ODD_NAMES for suffix in suffixes
+    }
+    name = f"coco/{ODD_NAMES[0]}_precision"
+    assert [wanted[name, n] for n in (1, 2, 3)] == pytest.approx([0, 2 / 3, 1])
+    tags = board.Tags()["scalars"]
+    for (key, epoch), value in wanted.items():
+        if value is None:
+            assert key not in local[epoch - 1]
+            assert key not in tags
+            assert key not in recorded[epoch - 1]
+            continue
+        assert local[epoch - 1][key] == value
+        assert recorded[epoch - 1][key] == value
+        # mmengine hands on numpy's float64, which is a float
+        assert isinstance(recorded[epoch - 1][key], float)
+        (event,) = [x for x in board.Scalars(key) if x.step == epoch]
+        assert event.value == pytest.approx(value)
+
+
+@pytest.mark.usefixtures("_restore_scope")
+def test_a_resumed_training_with_other_bins_logs_no_old_figure(ann_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # so that it is undone
+    allow_training_state()
+    cfg = {"by_epoch": True, "max_epochs": 1}
+    runner(ann_file, tmp_path / "run", cfg).train()
+    cfg, metric = {"by_epoch": True, "max_epochs": 2}, {"size_bins": "tiny:0-500,rest:5000-"}
+    run = runner(ann_file, tmp_path / "run", cfg, metric=metric, resume=True)
+    run.train()
+    scalars = (tmp_path / "run" / run.timestamp / "vis_data/scalars.json").read_text()
+    last = json.loads(scalars.splitlines()[-1])
+    assert last["step"] == 2
+    assert last["coco/bbox_mAP_rest"] == pytest.approx(1)
+    assert "coco/bbox_mAP_l" not in last
 
 
 @pytest.mark.usefixtures("_restore_scope")
@@ -481,7 +631,9 @@ def test_registered_by_name():
         ({"metric": ["bbox", "bbox"]}, ValueError, "list of both"),
         ({"metric": None}, ValueError, "got None"),
         ({"format_only": True}, ValueError, "format_only=True needs outfile_prefix"),
-        ({"size_bins": []}, ValueError, "size_bins is empty"),
+        ({"size_bins": []}, ValueError, "there are no bins"),
+        ({"size_bins": "tiny:0-40^2,small:32^2-"}, ValueError, "'tiny' .* and 'small' .* overlap"),
+        ({"size_by": "pixels"}, ValueError, "size_by must be one of area, .* got 'pixels'"),
         ({"max_dets": 0}, ValueError, "max_dets must be"),
         ({"iou_thrs": [50]}, ValueError, "iou_thrs must be"),
         ({"metric_items": ["mAP_tiny"]}, ValueError, "'mAP_tiny' is not a figure .* mAP, mAP_50"),
@@ -520,7 +672,7 @@ def test_bad_predictions(ann_file):
         evaluate(CocoSizeMetric(ann_file, metric="segm"))
     with pytest.raises(ValueError, match="predicts label 5, but the dataset has 2 classes"):
         evaluate(CocoSizeMetric(ann_file), samples({1: [((0, 0, 9, 9), 0.5, 5)]}))
-    with pytest.raises(ValueError, match="image_id 7 is not among the 2 images"):
+    with pytest.raises(ValueError, match="with image_id 7, and the ground truth has 1, 2"):
         evaluate(CocoSizeMetric(ann_file), [sample(7, FOUND[1])])
     with pytest.raises(ValueError, match="no image was evaluated"):
         evaluate(CocoSizeMetric(ann_file), [])

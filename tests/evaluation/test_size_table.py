@@ -1,8 +1,19 @@
 """Tables: what they say, and that nothing is cut."""
 
+import pytest
 from rich.console import Console
 
-from mmattn.evaluation import class_table, evaluate_coco, render, size_table
+from mmattn.evaluation import evaluate
+from mmattn.evaluation.run import Run
+from mmattn.evaluation.statistics import Difference
+from mmattn.evaluation.table import (
+    class_table,
+    difference_cells,
+    p_value,
+    render,
+    runs_table,
+    size_table,
+)
 
 
 def result(name="cat", **kwargs):
@@ -14,7 +25,7 @@ def result(name="cat", **kwargs):
         ],
     }
     found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 15], "score": 0.5}]
-    return evaluate_coco(truth, found, **kwargs)
+    return evaluate(truth, found, **kwargs)
 
 
 def test_size_table():
@@ -48,7 +59,7 @@ def test_class_table():
 def test_nothing_is_cut():
     name = "a class with a name " * 8
     bins = [(f"bin_{'long' * 5}_{n}", n, n + 1) for n in range(12)]
-    wide = result(name, size_bins=bins)
+    wide = result(name, bins=bins)
     text = render(size_table(wide), class_table(wide))
     assert name in text
     assert all(bin_name in text for bin_name, *_ in bins)
@@ -64,3 +75,68 @@ def test_plain_ascii_that_fits_80_columns():
 def test_also_on_a_console(capsys):
     Console(width=80).print(size_table(result()))
     assert "| small  | 0 to 1024    |       1 | 60.0 |" in capsys.readouterr().out
+
+
+def run(name, *boxes):
+    truth = {
+        "images": [{"id": 1, "height": 200, "width": 200}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 20], "area": 400}
+        ],
+    }
+    where = {"image_id": 1, "category_id": 1, "score": 0.5}
+    results = [evaluate(truth, [{**where, "bbox": box}], {"tiny": (0, 500)}) for box in boxes]
+    return Run(name=name, results=tuple(results))
+
+
+def test_runs_table():
+    # IoU 0.75 (six of ten thresholds) and 1.0, mean 80, standard deviation 28.3; and 0.5: one
+    seeds = run("[b]seeds[/b]", [0, 0, 20, 15], [0, 0, 20, 20])
+    other = run("other", [0, 0, 20, 10])
+    assert render(runs_table([seeds, other])) == RUNS_TABLE.strip()
+    assert seeds.class_ap["cat"] == pytest.approx({"all": 0.8, "tiny": 0.8})
+
+
+RUNS_TABLE = """
+AP by size: bbox, %, 100 detections an image, 1 images
+
+| size | area (px^2) | objects | run          |           AP |         AP50 |         AP75 |           AR |
+|------|-------------|---------|--------------|--------------|--------------|--------------|--------------|
+| all  | any         |       1 | [b]seeds[/b] | 80.0 +- 28.3 | 100.0 +- 0.0 | 100.0 +- 0.0 | 80.0 +- 28.3 |
+|      |             |         | other        | 10.0 (-70.0) |  100.0 (0.0) | 0.0 (-100.0) | 10.0 (-70.0) |
+| tiny | 0 to 500    |       1 | [b]seeds[/b] | 80.0 +- 28.3 | 100.0 +- 0.0 | 100.0 +- 0.0 | 80.0 +- 28.3 |
+|      |             |         | other        | 10.0 (-70.0) |  100.0 (0.0) | 0.0 (-100.0) | 10.0 (-70.0) |
+
+In brackets: difference to [b]seeds[/b].
+Mean +- standard deviation over seeds ([b]seeds[/b] 2, other 1).
+Size: objects by their annotation's area, unmatched detections by their box's.
+"""  # noqa: E501
+
+
+def test_notes_of_some_results_name_them():
+    plain, odd = run("a", [0, 0, 20, 15]), run("b", [0, 0, 20, 15])
+    odd.results[0].conditions.notes.append("something odd.")
+    text = render(runs_table([plain, odd]))
+    assert "results: something odd." in text
+
+
+def test_differences_and_p():
+    nan = float("nan")
+    assert difference_cells(Difference(0.012, -0.001, 0.0249, 0.0712, 0.01)) == (
+        "+1.2 (-0.1 to +2.5)",
+        "0.071",
+    )
+    assert difference_cells(Difference(nan, nan, nan, nan, nan)) == ("n/a", "n/a")
+    assert difference_cells(Difference(-0.0004, nan, nan, nan, nan)) == ("0.0", "n/a")
+    assert [p_value(x) for x in (0.0004, 0.01234, 0.5, 1, nan)] == [
+        "<0.001",
+        "0.012",
+        "0.50",
+        "1.00",
+        "n/a",
+    ]
+
+
+def test_other_thresholds_are_in_the_heading():
+    assert "1 images, IoU 0.5, 0.75\n" in render(size_table(result(iou_thrs=[0.5, 0.75])))
