@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from mmattn.inspection._console import PreflightError, warn
 
@@ -55,6 +56,7 @@ def load(name: str, options: dict | None = None):
     except (FileNotFoundError, SyntaxError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise PreflightError(f"config {name} cannot be read: {reason}") from error
+    _drop_own_scope(config._cfg_dict)
     check_options(config, options)
     root = options.get("data_root", os.environ.get("MMDET_DATASETS"))
     if root:
@@ -65,6 +67,21 @@ def load(name: str, options: dict | None = None):
     except (KeyError, TypeError) as error:
         raise PreflightError(f"--cfg-options do not fit config {name}: {error}") from error
     return config
+
+
+def _drop_own_scope(part: Any) -> None:
+    """Removes the scope that mmengine gives to what comes from a base of ours.
+
+    The types in our configs are mmdet's, as the default scope says; ``mmattn.`` has none of them.
+    """
+    if isinstance(part, dict):
+        if part.get("_scope_") == "mmattn":
+            del part["_scope_"]
+        part = part.values()
+    elif not isinstance(part, (list, tuple)):
+        return
+    for value in part:
+        _drop_own_scope(value)
 
 
 def find(name: str) -> Path:

@@ -32,6 +32,12 @@ def test_a_config_can_inherit_from_ours(tmp_path):
     cfg = config_file.load(str(tmp_path / "child.py"))
     assert cfg.train_cfg.max_iters == 7
     assert cfg.val_evaluator.type == "mmattn.CocoSizeMetric"
+    # as from its path: with the types that the default scope, mmdet, knows
+    path = config_file.find(DEMO)
+    (tmp_path / "by_path.py").write_text(f"_base_ = {str(path)!r}\ntrain_cfg = dict(max_iters=7)\n")
+    assert cfg.to_dict() == config_file.load(str(tmp_path / "by_path.py")).to_dict()
+    assert "_scope_='mmattn'" not in cfg.pretty_text
+    assert "_scope_='mmdet'" in cfg.pretty_text  # of the base's own base, which stays
 
 
 @pytest.mark.parametrize(

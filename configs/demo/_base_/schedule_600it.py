@@ -21,7 +21,7 @@ param_scheduler = [
 ]
 
 default_hooks = dict(
-    logger=dict(interval=25),
+    logger=dict(interval=25, log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2))
 log_processor = dict(by_epoch=False, window_size=25)
 randomness = dict(seed=0)
