@@ -359,4 +359,4 @@ def test_a_folder_that_is_not_there(benchmark, monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.name)
 def test_the_docs_show_the_file(path, benchmark):
-    assert benchmark.table(path) in (ROOT / "docs/benchmarks.md").read_text()
+    assert benchmark.table(path) in (ROOT / "docs/evaluation-speed.md").read_text()
