@@ -33,6 +33,7 @@ import numpy as np
 
 from mmattn.evaluation.bins import ALL, SizeBin, SizeBins, parse_bins
 from mmattn.evaluation.data import Detections, GroundTruth, load_detections, load_ground_truth
+from mmattn.evaluation.progress import Progress
 from mmattn.evaluation.result import ClassFigures, Conditions, Figures, Result
 
 
@@ -89,11 +90,16 @@ def evaluate(
     """
     parsed, max_dets = parse_bins(bins, size_by), parse_max_dets(max_dets)
     iou_thrs = parse_iou_thrs(iou_thrs)
-    truth = load_ground_truth(ground_truth, iou_type, size_by, classes)
     if name is None:
         name = os.path.basename(results) if isinstance(results, (str, os.PathLike)) else "results"
-    found = load_detections(results, truth, unknown)
-    return evaluate_loaded(truth, found, parsed, max_dets=max_dets, iou_thrs=iou_thrs, name=name)
+    with Progress() as progress:
+        progress.stage("reading")
+        truth = load_ground_truth(ground_truth, iou_type, size_by, classes)
+        found = load_detections(results, truth, unknown)
+        progress.stage("evaluating")
+        return evaluate_loaded(
+            truth, found, parsed, max_dets=max_dets, iou_thrs=iou_thrs, name=name
+        )
 
 
 def evaluate_loaded(
