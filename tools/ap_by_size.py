@@ -12,6 +12,7 @@ p-value from a paired bootstrap over the images. No model, no GPU, no framework 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 
@@ -152,6 +153,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     try:
         run(options, lambda text: print(text, flush=True))
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ImportError, OSError, TypeError, ValueError) as error:
         sys.exit(f"ap_by_size.py: {error}")
     except KeyboardInterrupt:

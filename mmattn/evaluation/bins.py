@@ -155,4 +155,9 @@ def _parse_bin(entry: Sequence[Any], size_by: str) -> SizeBin:
             f"bins: the limits of {name!r} must be {unit} with 0 <= low < high, "
             f"got low={low!r}, high={high!r}"
         )
+    if size_by == "sqrt-relative" and low >= 1:
+        raise ValueError(
+            f"bins: {name!r} begins at {low:g}, but size_by 'sqrt-relative' measures shares of the "
+            "image's side, 0 to 1"
+        )
     return SizeBin(name, float(low), float(high))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os.path as osp
 import tempfile
@@ -15,9 +16,10 @@ from mmengine.logging import MessageHub, MMLogger
 
 from mmattn import __version__
 from mmattn.evaluation.bins import COCO_BINS, SizeBins, parse_bins
-from mmattn.evaluation.data import GroundTruth, load_ground_truth
-from mmattn.evaluation.evaluator import evaluate, parse_iou_thrs, parse_max_dets
+from mmattn.evaluation.data import Detections, GroundTruth, load_detections, load_ground_truth
+from mmattn.evaluation.evaluator import evaluate_loaded, parse_iou_thrs, parse_max_dets
 from mmattn.evaluation.files import write_text
+from mmattn.evaluation.reading import MASKS_WITH_BOXES
 from mmattn.evaluation.result import FIGURES, Result, to_json
 from mmattn.registry import METRICS
 
@@ -166,7 +168,7 @@ class CocoSizeMetric(CocoMetric):
         if tuple(proposal_nums) != default and max(proposal_nums) != max_dets:
             MMLogger.get_current_instance().warning(
                 f"CocoSizeMetric: proposal_nums={proposal_nums} has no effect; "
-                f"max_dets={max_dets} detections an image count for every figure."
+                f"max_dets={max_dets} detections of an image and class count for every figure."
             )
 
     @property
@@ -211,12 +213,10 @@ class CocoSizeMetric(CocoMetric):
             if missing := [metric for metric in self.metrics if metric not in files]:
                 raise ValueError(f"metric={missing[0]!r}, but the model predicts no masks")
             self.size_results = {
-                metric: evaluate(
+                metric: evaluate_loaded(
                     self._ground_truths[metric],
-                    files[metric],
+                    self._load(files[metric], metric),
                     self.size_bins,
-                    metric,
-                    size_by=self.size_by,
                     max_dets=self.max_dets,
                     iou_thrs=self.iou_thrs,
                 )
@@ -271,6 +271,12 @@ class CocoSizeMetric(CocoMetric):
                 f"the model predicts label {highest}, but the dataset has {len(self.cat_ids)} "
                 "classes; does num_classes of its head fit the dataset?"
             )
+
+    def _load(self, file: str, metric: str) -> Detections:
+        found = load_detections(file, self._ground_truths[metric])
+        # mmdet writes masks with their boxes, and measures the masks as we do
+        notes = tuple(x for x in found.notes if x != MASKS_WITH_BOXES)
+        return dataclasses.replace(found, notes=notes)
 
     def _suffixes(self) -> dict[str, str]:
         """Bin name -> how keys name it: mmdet's s, m, l for COCO's bins."""

@@ -17,13 +17,13 @@ import numpy as np
 
 from mmattn.evaluation.bins import ALL, SizeBin, SizeBins, parse_bins
 from mmattn.evaluation.bootstrap import Samples, bootstrap, draw
+from mmattn.evaluation.checks import check_different, check_resampling
 from mmattn.evaluation.data import Detections, GroundTruth, load_detections, load_ground_truth
 from mmattn.evaluation.evaluator import evaluate_loaded, parse_iou_thrs, parse_max_dets
-from mmattn.evaluation.files import write_text
 from mmattn.evaluation.matching import match
 from mmattn.evaluation.overlaps import overlaps
 from mmattn.evaluation.progress import Progress
-from mmattn.evaluation.result import FIGURES, data_frame, to_json
+from mmattn.evaluation.result import FIGURES, data_frame, to_json, write_or_return
 from mmattn.evaluation.run import Run
 from mmattn.evaluation.statistics import Difference, difference, holm
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # resamples of fewer images say nothing about other images
 MIN_IMAGES = 5
 FEW_OBJECTS = 30
+# the mean over classes gives a class of few objects the weight of any other
+RARE, RARE_SHARE = 10, 0.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class Differences:
         return getattr(self, figure.lower())
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Comparison(Differences):
     """How a candidate differs from the baseline, overall and by size.
 
@@ -104,7 +106,7 @@ class Comparison(Differences):
         """One line that says what the differences are."""
         return (
             f"{self.candidate} minus {self.baseline}, points, with {100 * self.level:g} % "
-            f"intervals from {self.replicates} resamples of the images"
+            f"intervals from {self.replicates} resamples"
         )
 
     @property
@@ -137,12 +139,9 @@ class Comparison(Differences):
             },
         }
 
-    def to_json(self, path: str | os.PathLike | None = None) -> str:
-        """:meth:`to_dict` as JSON text, which is also written to ``path``, whole or not at all."""
-        text = to_json(self.to_dict())
-        if path is not None:
-            write_text(path, text)
-        return text
+    def to_json(self, path: str | os.PathLike | None = None) -> str | None:
+        """:meth:`to_dict` as JSON text, or written to ``path``, whole or not at all."""
+        return write_or_return(to_json(self.to_dict()), path)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per class ('all' first), size and figure, as fractions.
@@ -170,8 +169,10 @@ class Comparison(Differences):
 
         return plot_differences([self], num_objects=self.num_objects)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join([*self.words, "", self.table()])
+
+    __str__ = __repr__
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,10 +257,11 @@ def compare(
     runs, samples = [], []
     with Progress() as progress:
         for name, sources in zip(names, (baseline, candidate), strict=True):
-            results, of_seeds = [], []
-            for source in _seeds(sources, iou_type):
+            results, of_seeds, seen = [], [], {}
+            for number, source in enumerate(_seeds(sources, iou_type)):
                 progress.stage(f"evaluating {name}")
                 found = load_detections(source, truth, unknown)
+                check_different(found, seen, f"{name}, seed {number}")
                 results.append(evaluate_found(truth, found, settings, name))
                 advance = progress.stage(f"resampling {name}", replicates)
                 of_seeds.append(resample(truth, found, settings, weights, per_class, advance))
@@ -268,15 +270,6 @@ def compare(
     return compare_runs(
         truth, settings, *runs, *samples, replicates=replicates, seed=seed, level=level
     )
-
-
-def check_resampling(replicates: int, seed: int, level: float) -> None:
-    """Checks the arguments of a bootstrap."""
-    for key, value, least in (("replicates", replicates, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise ValueError(f"{key} must be a whole number from {least} on, got {value!r}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, such as 0.95, got {level!r}")
 
 
 def evaluate_found(truth: GroundTruth, found: Detections, settings: Settings, name: str) -> Any:
@@ -398,6 +391,24 @@ def _seeds(sources: Any, iou_type: str) -> list[Any]:
     return [sources]
 
 
+def _rare_classes(comparison: Comparison, size: str) -> str:
+    """A warning where the mean over classes hangs on classes with next to no objects."""
+    classes = comparison.baseline_run.results[0].per_class.values()
+    counts = [(x if size == "all" else x.by_size[size]).num_objects for x in classes]
+    have = [x for x in counts if x]
+    rare = sum(x < RARE for x in have)
+    if not rare or rare < RARE_SHARE * len(have) or len(have) == 1:
+        return ""
+    return (
+        f" {rare} of the {len(have)} classes with such objects have fewer than {RARE} of them, "
+        "and each counts as much as any other."
+    )
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(names)
+
+
 def _plain(x: Difference) -> dict[str, float | None]:
     return {
         key: None if math.isnan(value) else value for key, value in dataclasses.asdict(x).items()
@@ -406,6 +417,9 @@ def _plain(x: Difference) -> dict[str, float | None]:
 
 def _words(comparison: Comparison) -> Iterator[str]:
     from mmattn.evaluation.table import p_value, signed
+
+    def equals(p: float) -> str:
+        return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
 
     alpha, level = 1 - comparison.level, f"{100 * comparison.level:g} %"
     have = {name: x.ap for name, x in comparison.by_size.items() if not math.isnan(x.ap.p)}
@@ -423,17 +437,17 @@ def _words(comparison: Comparison) -> Iterator[str]:
             continue
         numbers = f"{signed(ap.value)} AP ({level} interval {signed(ap.low)} to {signed(ap.high)}, "
         p = adjusted.get(size, ap.p)
+        better = "better" if ap.value > 0 else "worse"
         if ap.p > alpha:
-            yield f"{what}: no difference shown: {numbers}p = {p_value(ap.p)})."
+            sentence = f"{what}: no difference shown: {numbers}{equals(ap.p)})."
         elif p > alpha:
-            yield (
-                f"{what}: no difference shown: {numbers}p = {p_value(ap.p)}, but among "
-                f"{len(have)} sizes one such interval comes by chance too often: adjusted "
-                f"p = {p_value(p)})."
+            sentence = (
+                f"{what}: perhaps {better}, not shown: {numbers}{equals(ap.p)}; among {len(have)} "
+                f"sizes one such interval comes by chance too often, adjusted {equals(p)})."
             )
         else:
-            better = "better" if ap.value > 0 else "worse"
-            yield f"{what}: {better}: {numbers}p = {p_value(ap.p)})."
+            sentence = f"{what}: {better}: {numbers}{equals(ap.p)})."
+        yield sentence + _rare_classes(comparison, size)
     # one after the other, or no p could ever be small enough
     if (least := 2 * max(len(have), 1) / (comparison.replicates + 1)) > alpha:
         yield (
@@ -442,10 +456,12 @@ def _words(comparison: Comparison) -> Iterator[str]:
         )
     seeds = (comparison.baseline_run.seeds, comparison.candidate_run.seeds)
     if min(seeds) == 1:
+        names = (comparison.baseline, comparison.candidate)
+        single = [name for name, number in zip(names, seeds, strict=True) if number == 1]
         yield (
             "The intervals cover the choice of images. They do not cover the chance of a training: "
-            "another seed of the same config differs too. Give a folder with several seeds of "
-            "each run to cover both."
+            f"another seed of the same config differs too, and there is one of {_and(single)}. "
+            "Give a folder with several seeds of each run to cover both."
         )
     else:
         yield (

@@ -239,7 +239,8 @@ def load_detections(
         if unknown == "error":
             raise ValueError(
                 f"{where}: {found}; the first is detections[{first}] with {key} "
-                f"{_item(ids[first])!r}, and the ground truth has {_examples(have)}; {hint}"
+                f"{_item(ids[first])!r}, and the ground truth has {_examples(have)}; "
+                f"{_type_hint(ids[first], have) or hint}"
             )
         notes.append(f"{found}: they are left out (the first has {key} {_item(ids[first])!r}).")
         known &= ~missing
@@ -270,7 +271,7 @@ def load_detections(
     else:
         boxes = boxes[order]
         areas = boxes[:, 2] * boxes[:, 3]
-    notes += _suspicions(boxes, image, ground_truth)
+    notes += _suspicions(boxes, raw.scores[order], image, ground_truth)
     return Detections(
         image=image,
         category=category[order],
@@ -291,19 +292,23 @@ def _order(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.lexsort((-scores, image))
 
 
-def _suspicions(boxes: np.ndarray, image: np.ndarray, ground_truth: GroundTruth) -> list[str]:
+def _suspicions(
+    boxes: np.ndarray, scores: np.ndarray, image: np.ndarray, ground_truth: GroundTruth
+) -> list[str]:
     """What is valid and yet most likely a mistake."""
     if not len(boxes):
         return ["There are no detections."]
     notes = []
+    if len(scores) > 1 and scores.min() == scores.max():
+        notes.append("All scores are equal, so AP depends on the order of the detections.")
     height, width = ground_truth.image_sizes[image].T
     beyond = (boxes[:, 0] + boxes[:, 2] > 1.05 * width) | (
         boxes[:, 1] + boxes[:, 3] > 1.05 * height
     )
-    if boxes.max() <= 1.5:
+    if np.median(boxes.max(1)) <= 1.5:
         notes.append(
-            f"No box reaches beyond {boxes.max():.3g} px: are these shares of the image? COCO's "
-            "boxes are [x, y, width, height] in px."
+            f"Most boxes do not reach beyond {np.median(boxes.max(1)):.3g} px: are these shares of "
+            "the image? COCO's boxes are [x, y, width, height] in px."
         )
     elif beyond.mean() > 0.25:
         notes.append(
@@ -347,6 +352,8 @@ def _annotation_columns(
     records, image, category = [records[i] for i in order], image[order], category[order]
     number = len(records)
 
+    if not number:
+        notes.append("The ground truth has no objects of these classes: all figures are n/a.")
     ids = [x.id for x in records if x.id is not None]
     if repeated := len(ids) - len(set(ids)):
         notes.append(f"{_plural(repeated, 'annotation')} repeated the id of another: each counts.")
@@ -440,6 +447,15 @@ def _numbers(ids: Sequence[Any] | np.ndarray, known: Sequence[Any]) -> np.ndarra
 
 def _item(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _type_hint(value: Any, known: Sequence[Any]) -> str:
+    """What is wrong where a text meets numbers, or the other way round."""
+    is_text, known_are_text = isinstance(value, str), isinstance(known[0], str)
+    if is_text == known_are_text:
+        return ""
+    text, number = "is a text", "are numbers"
+    return f"it {text} and they {number}" if is_text else "it is a number and they are texts"
 
 
 def _examples(values: Sequence[Any]) -> str:

@@ -31,7 +31,7 @@ from typing import Any
 import hotcoco
 import numpy as np
 
-from mmattn.evaluation.bins import ALL, SizeBin, SizeBins, parse_bins
+from mmattn.evaluation.bins import ALL, MAX_SIZE, SizeBin, SizeBins, parse_bins
 from mmattn.evaluation.data import Detections, GroundTruth, load_detections, load_ground_truth
 from mmattn.evaluation.progress import Progress
 from mmattn.evaluation.result import ClassFigures, Conditions, Figures, Result
@@ -97,9 +97,11 @@ def evaluate(
         truth = load_ground_truth(ground_truth, iou_type, size_by, classes)
         found = load_detections(results, truth, unknown)
         progress.stage("evaluating")
-        return evaluate_loaded(
+        result = evaluate_loaded(
             truth, found, parsed, max_dets=max_dets, iou_thrs=iou_thrs, name=name
         )
+    result.conditions.notes.extend(doubts(result))
+    return result
 
 
 def evaluate_loaded(
@@ -172,6 +174,23 @@ def evaluate_loaded(
             notes=[*ground_truth.notes, *detections.notes],
         ),
     )
+
+
+def doubts(result: Result) -> list[str]:
+    """What is valid in a result and yet most likely a mistake; early in a training it is not."""
+    notes, limits = [], result.conditions.size_bins
+    if result.conditions.num_detections and result.precision["all"].max(0).mean() < 0.01:
+        notes.append(
+            "Next to nothing is found: are the boxes [x, y, width, height] in px, do the category "
+            "ids fit, and are the results of these images?"
+        )
+    empty = [name for name, x in result.by_size.items() if not x.num_objects]
+    sides = all(high < 1000 for _, high in limits.values() if high < MAX_SIZE)
+    if empty and result.num_objects and sides and result.conditions.size_by != "sqrt-relative":
+        notes.append(
+            f"No object is in {', '.join(empty)}: limits are areas in px^2, such as 32^2, no sides."
+        )
+    return notes
 
 
 def parse_max_dets(max_dets: int) -> int:

@@ -12,7 +12,9 @@ import dataclasses
 import functools
 import hashlib
 import importlib.resources
+import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +26,14 @@ from mmattn.evaluation.plots import ALL, FIGURES, MINUS, NO_LIMIT, Comparison, R
 
 NOT_AVAILABLE = "n/a"
 FEW_OBJECTS = 10  # resamples of fewer say little about how they vary
+MEANS = (
+    "Means over the classes with objects of that size; a class of few objects counts as much as "
+    "any other"
+)
+CORRECTED = (
+    "The words of the answer also correct for the number of sizes (Holm), so they may call a "
+    "difference uncertain whose own interval excludes 0."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +55,23 @@ class ClassRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageGroup:
+    """Images where the two runs of a comparison differ.
+
+    Attributes:
+        heading: Which runs: 'sge against plain'.
+        text: A sentence about the images: how they were chosen.
+        images: With ``picture`` (bytes), ``picture_type`` ('image/png' or the like), ``caption``
+            and perhaps ``file_name``. Under the small picture stands the caption's first
+            sentence, all of it under the large one.
+    """
+
+    heading: str
+    text: str = ""
+    images: Sequence[Any] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
     """What a page shows; every part may be left out.
 
@@ -58,9 +85,7 @@ class Report:
         pr: ``{run: {'all' or bin: precision at recalls from 0 to 1}}`` at IoU 0.50.
         errors: ``{run: error types by size}``, see :func:`mmattn.evaluation.plots.plot_errors`.
         per_class: AP of each class.
-        images: Images where runs differ, with ``picture`` (bytes), ``picture_type`` ('image/png'
-            or the like) and ``caption``.
-        images_heading: A sentence about the images: of which runs, how they were chosen.
+        images: Images where runs differ, one group a comparison.
         conditions: What was measured and how, a sentence each.
         notes: What a reader of the figures should know, a sentence each.
         versions: Name -> version.
@@ -76,8 +101,7 @@ class Report:
     pr: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(default_factory=dict)
     errors: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     per_class: Sequence[ClassRow] = ()
-    images: Sequence[Any] = ()
-    images_heading: str = ""
+    images: Sequence[ImageGroup] = ()
     conditions: Sequence[str] = ()
     notes: Sequence[str] = ()
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -100,7 +124,7 @@ def render_page(report: Report) -> str:
         pictures=_pictures(report),
         class_tables=_class_tables(report),
         class_caption=_class_caption(report),
-        images=[_Image.of(image) for image in report.images],
+        image_groups=_image_groups(report),
         intervals=functools.partial(_intervals, report),
     )
     # a file's name may hold bytes that are no text
@@ -108,11 +132,11 @@ def render_page(report: Report) -> str:
 
 
 class _Cell(NamedTuple):
-    """A cell of a table; ``key`` sorts, None is n/a and comes last."""
+    """A cell of a table; ``key`` sorts, None is n/a and comes last; ``small`` are lines below."""
 
     text: str
     key: float | str | None
-    small: str = ""
+    small: tuple[str, ...] = ()
     numeric: bool = True
     colour: str = ""
     strong: bool = False
@@ -150,13 +174,37 @@ class _Picture(NamedTuple):
 
 
 class _Image(NamedTuple):
+    number: int
     source: str
     caption: str
+    short: str
 
-    @classmethod
-    def of(cls, image: Any) -> _Image:
-        data = base64.b64encode(image.picture).decode()
-        return cls(f"data:{image.picture_type};base64,{data}", image.caption)
+
+class _ImageGroup(NamedTuple):
+    heading: str
+    text: str
+    images: list[_Image]
+
+
+def _image_groups(report: Report) -> list[_ImageGroup]:
+    number = itertools.count(1)
+    groups = []
+    for group in report.images:
+        images = []
+        for image in group.images:
+            data = base64.b64encode(image.picture).decode()
+            source = f"data:{image.picture_type};base64,{data}"
+            images.append(_Image(next(number), source, image.caption, _first_sentence(image)))
+        groups.append(_ImageGroup(group.heading, group.text, images))
+    return groups
+
+
+def _first_sentence(image: Any) -> str:
+    name = getattr(image, "file_name", None) or ""
+    # a full stop in a file's name ends no sentence
+    start = len(name) if image.caption.startswith(name) else 0
+    end = re.compile(r"[.!?](?=\s)").search(image.caption, start)
+    return image.caption[: end.end()] if end else image.caption
 
 
 def _figures_table(report: Report) -> _Table | None:
@@ -175,7 +223,7 @@ def _figures_table(report: Report) -> _Table | None:
             stds = [run.std[size].get(figure) if run.std else None for figure in FIGURES]
             rows.append(
                 [
-                    _Cell(size, place, limits.get(size, ""), numeric=False),
+                    _Cell(size, place, limits.get(size, ()), numeric=False),
                     _Cell(run.name, run.name, numeric=False, colour=colours[run.name]),
                     _Cell(NOT_AVAILABLE if count is None else f"{count:,}", count),
                     *map(_value_cell, values, stds),
@@ -183,9 +231,9 @@ def _figures_table(report: Report) -> _Table | None:
             )
     columns = [_Column("size", False), _Column("run", False), _Column("objects")]
     seeds = max(run.seeds for run in report.runs)
-    caption = "In percent."
+    caption = f"In percent. {MEANS}."
     if seeds > 1:
-        caption = "In percent. With several seeds, mean ± standard deviation over seeds."
+        caption += " With several seeds, mean ± standard deviation over seeds."
     return _Table(caption=caption, columns=[*columns, *map(_Column, FIGURES)], rows=rows)
 
 
@@ -196,26 +244,24 @@ def _difference_table(report: Report, comparison: Comparison) -> _Table:
     for place, (size, figures) in enumerate(comparison.differences.items()):
         count = objects.get(size)
         row = [
-            _Cell(size, place, limits.get(size, ""), numeric=False),
+            _Cell(size, place, limits.get(size, ()), numeric=False),
             _Cell(NOT_AVAILABLE if count is None else f"{count:,}", count),
         ]
-        for figure in FIGURES:
-            difference = figures.get(figure)
-            row += [_difference_cell(difference), _p_cell(getattr(difference, "p", None))]
+        row += [_difference_cell(figures.get(figure), with_p=True) for figure in FIGURES]
         rows.append(row)
     level = plots.percent(comparison.level)
-    columns = [_Column("size", False), _Column("objects")]
-    for _ in FIGURES:
-        columns += [_Column("difference"), _Column("p")]
-    groups = [("", 2), *((figure, 2) for figure in FIGURES)]
+    caption = (
+        f"Difference in points (percent), with its {level} interval and p below; bold where the "
+        "interval does not contain 0. Intervals and p are those of each figure alone: among many "
+        "figures, a few exclude 0 by chance."
+    )
+    if comparison.words:
+        caption += f" {CORRECTED}"
     return _Table(
         heading=f"{comparison.candidate} {MINUS} {comparison.baseline}",
-        caption=f"Difference in points (percent), with its {level} interval below; bold where the "
-        "interval does not contain 0. Intervals and p are those of each figure alone: among many "
-        "figures, a few exclude 0 by chance.",
-        columns=columns,
+        caption=caption,
+        columns=[_Column("size", False), _Column("objects"), *map(_Column, FIGURES)],
         rows=rows,
-        groups=groups,
     )
 
 
@@ -254,7 +300,7 @@ def _class_tables(report: Report) -> list[_Table]:
             groups.append((f"difference to {base}, points", len(candidates)))
         tables.append(
             _Table(
-                heading=f"{size} ({limits[size]})" if limits.get(size) else size,
+                heading=f"{size} ({limits[size][0]})" if limits.get(size) else size,
                 columns=columns,
                 rows=rows,
                 groups=groups,
@@ -316,12 +362,14 @@ def _pictures(report: Report) -> list[_Picture]:
         for comparison in report.comparisons:
             by_baseline.setdefault(comparison.baseline, []).append(comparison)
         for baseline, comparisons in by_baseline.items():
-            add(
-                f"Difference to {baseline} by size",
-                plots.plot_differences(comparisons, objects, runs=names),
+            caption = (
                 f"Bars are {level} intervals of the difference. A hollow point's interval "
-                "contains 0: a difference is not shown there, nor is it ruled out.",
+                "contains 0: a difference is not shown there, nor is it ruled out."
             )
+            if any(comparison.words for comparison in comparisons):
+                caption += f" {CORRECTED}"
+            figure = plots.plot_differences(comparisons, objects, runs=names)
+            add(f"Difference to {baseline} by size", figure, caption)
     if report.curves:
         levels = [report.level, *(x.level for x in report.comparisons), 0.95]
         level = next(x for x in levels if x is not None)
@@ -336,6 +384,9 @@ def _pictures(report: Report) -> list[_Picture]:
                     "As all runs are measured on the same images, bands that overlap do not "
                     "mean that runs are equal: the differences say that. "
                 )
+        caption += (
+            f"Gaps are sizes of too few objects. {MEANS}, so a curve can jump where a class begins."
+        )
         figure = plots.plot_size_curves(
             report.curves,
             report.bins or None,
@@ -343,7 +394,7 @@ def _pictures(report: Report) -> list[_Picture]:
             level=level,
             runs=names,
         )
-        add("AP against object size", figure, caption + "Gaps are sizes of too few objects.")
+        add("AP against object size", figure, caption)
     if len(report.runs) == 1:
         figure = plots.plot_result(report.runs[0])
         add("AP and AR by size", figure, "The figures of the table.")
@@ -355,13 +406,15 @@ def _pictures(report: Report) -> list[_Picture]:
             "last recall reached; the area under a line is AP50.",
         )
     if report.errors:
-        add(
-            "Where the errors come from, by size",
-            plots.plot_errors(report.errors, objects, runs=names),
+        caption = (
             "Types as TIDE defines them: wrong class; right class, poorly placed; both; a second "
             "detection of one object; a detection of nothing; an object not found. What each "
-            "costs depends on the others, so they do not add up. Points, without intervals.",
+            "costs depends on the others, so they do not add up. Points, without intervals."
         )
+        if any(run.seeds > 1 and run.name in report.errors for run in report.runs):
+            caption += " With several seeds, the error types are those of a run's first seed."
+        figure = plots.plot_errors(report.errors, objects, runs=names)
+        add("Where the errors come from, by size", figure, caption)
     return pictures
 
 
@@ -372,19 +425,21 @@ def _value_cell(value: float | None, std: float | None = None) -> _Cell:
     return _Cell(f"{100 * value:.1f}{spread}", value)
 
 
-def _difference_cell(difference: Any) -> _Cell:
+def _difference_cell(difference: Any, with_p: bool = False) -> _Cell:
     value = _nan(getattr(difference, "value", None))
     if math.isnan(value):
         return _Cell(NOT_AVAILABLE, None)
     low, high = _nan(difference.low), _nan(difference.high)
-    small = "" if math.isnan(low + high) else f"[{_points(low)}, {_points(high)}]"
+    small = () if math.isnan(low + high) else (f"[{_points(low)}, {_points(high)}]",)
+    if with_p:
+        small += (_p(difference.p),)
     return _Cell(_points(value), value, small, strong=not plots.contains_zero(difference))
 
 
-def _p_cell(p: float | None) -> _Cell:
+def _p(p: float | None) -> str:
     if math.isnan(_nan(p)):
-        return _Cell(NOT_AVAILABLE, None)
-    return _Cell("<0.001" if p < 0.0005 else f"{p:.3f}", p)
+        return f"p {NOT_AVAILABLE}"
+    return "p < 0.001" if p < 0.0005 else f"p = {p:.3f}"
 
 
 def _points(value: float) -> str:
@@ -397,8 +452,8 @@ def _nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _limits(report: Report) -> dict[str, str]:
-    """Bin -> its limits in words."""
+def _limits(report: Report) -> dict[str, tuple[str, ...]]:
+    """Bin -> its limits in words, or nothing."""
     relative = report.size_by == "sqrt-relative"
 
     def limit(value: float) -> str:
@@ -410,12 +465,12 @@ def _limits(report: Report) -> dict[str, str]:
     limits = {}
     for name, low, high in report.bins:
         if high >= NO_LIMIT:
-            limits[name] = f"{limit(low)} {unit} or more"
+            limits[name] = (f"{limit(low)} {unit} or more",)
         elif low <= 0:
-            limits[name] = f"up to {limit(high)} {unit}"
+            limits[name] = (f"up to {limit(high)} {unit}",)
         else:
-            limits[name] = f"{limit(low)} to {limit(high)} {unit}"
-    return {ALL: "", **limits}
+            limits[name] = (f"{limit(low)} to {limit(high)} {unit}",)
+    return {ALL: (), **limits}
 
 
 @functools.cache

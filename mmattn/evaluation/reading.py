@@ -22,6 +22,9 @@ import msgspec
 import numpy as np
 
 Id = int | str
+MASKS_WITH_BOXES = (
+    "Masks are measured by their own area; pycocotools would take that of the results' boxes."
+)
 
 
 class ImageRecord(msgspec.Struct, gc=False):
@@ -186,6 +189,9 @@ def read_detections(source: Any, iou_type: str) -> RawDetections:
             ) from None
         read = _box_detection if iou_type == "bbox" else _mask_detection
         records = _each(content, read, name, "detections")
+    notes = ()
+    if iou_type == "segm" and _has_boxes(content, is_json):
+        notes = (MASKS_WITH_BOXES,)
     del content
     number = len(records)
     columns = {
@@ -194,12 +200,18 @@ def read_detections(source: Any, iou_type: str) -> RawDetections:
         "scores": np.fromiter((x.score for x in records), float, number),
     }
     if iou_type == "segm":
-        return RawDetections(
-            name=name, boxes=None, masks=[x.segmentation for x in records], **columns
-        )
+        masks = [x.segmentation for x in records]
+        return RawDetections(name=name, boxes=None, masks=masks, notes=notes, **columns)
     values = chain.from_iterable(x.bbox for x in records)
     boxes = np.fromiter(values, float, 4 * number).reshape(number, 4)
     return RawDetections(name=name, boxes=boxes, masks=None, **columns)
+
+
+def _has_boxes(content: Any, is_json: bool) -> bool:
+    """Whether the first record has a box, too."""
+    if is_json:
+        return b'"bbox"' in content[: content.find(b"}", content.find(b'"counts"')) + 200]
+    return bool(content) and "bbox" in content[0]
 
 
 def _ids(records: Sequence[Any], key: str) -> list[Any] | np.ndarray:
@@ -214,6 +226,8 @@ def _ids(records: Sequence[Any], key: str) -> list[Any] | np.ndarray:
 
 def _open(source: Any, what: str) -> tuple[str, Any, bool]:
     """Name for errors, content, and whether the content is JSON text."""
+    if isinstance(getattr(source, "dataset", None), dict):  # a COCO object of pycocotools
+        source = source.dataset if what == "ground truth" else source.dataset.get("annotations")
     if not isinstance(source, (str, os.PathLike)):
         return f"the {what}", source, False
     name = f"{what} {os.fspath(source)!r}"

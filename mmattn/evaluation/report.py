@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import importlib.metadata
 import io
+import itertools
 import math
 import os
 import platform
@@ -17,8 +18,9 @@ from rich.text import Text
 
 from mmattn._version import __version__
 from mmattn.evaluation.bins import SizeBins, parse_bins
+from mmattn.evaluation.checks import check_different, check_resampling
 from mmattn.evaluation.data import Detections, GroundTruth, load_detections, load_ground_truth
-from mmattn.evaluation.evaluator import evaluate_loaded, parse_iou_thrs, parse_max_dets
+from mmattn.evaluation.evaluator import doubts, evaluate_loaded, parse_iou_thrs, parse_max_dets
 from mmattn.evaluation.files import write_bytes, write_text
 from mmattn.evaluation.progress import Progress
 from mmattn.evaluation.result import FIGURES, to_json
@@ -100,7 +102,7 @@ class _Report:
     comparisons: list[Comparison]
     curves: list[Any]
     errors: dict[str, Any]
-    images: list[Any]
+    images: dict[str, list[Any]]  # by candidate
 
     def tables(self) -> list[Any]:
         """What the console shows, and Markdown; every table ends in an empty line."""
@@ -117,7 +119,7 @@ class _Report:
             tables += map(class_comparison_table, self.comparisons)
         for comparison in self.comparisons:
             tables.append(Text(f"{comparison.candidate} against {comparison.baseline}:\n"))
-            tables += (Text(f"- {x}") for x in comparison.words)
+            tables += [*(Text(f"- {x}") for x in comparison.words), Text()]
         return tables
 
     def to_md(self) -> str:
@@ -211,7 +213,7 @@ class _Report:
             for suffix in PICTURE_SUFFIXES:
                 plots.save(figure, path := folder / f"{name}{suffix}")
                 written.append(path)
-        for n, image in enumerate(self.images, 1):
+        for n, image in enumerate(itertools.chain(*self.images.values()), 1):
             suffix = image.picture_type.removeprefix("image/").replace("jpeg", "jpg")
             path = folder / f"image_{n:02d}.{suffix}"
             write_bytes(path, image.picture)
@@ -249,16 +251,6 @@ class _Report:
                 f"Intervals: {100 * x.level:g} %, paired bootstrap over images, {x.replicates} "
                 f"resamples, seed {x.seed}; those of the curves from {self._curve_replicates}."
             )
-        several = [run.name for run in self.runs if run.seeds > 1]
-        if several and self.errors:
-            lines.append("Error types and images: of the first seed of each run.")
-        images_heading = ""
-        if self.images:
-            images_heading = (
-                f"Against {self.runs[0].name}, images with the largest difference in objects found "
-                "minus false alarms at IoU 0.50, each run from its own best F1 score on: half of "
-                "them where the candidate does better, half where it does worse."
-            )
         return Page(
             runs=self.runs,
             bins=[(name, *limits) for name, limits in conditions.size_bins.items()],
@@ -269,8 +261,7 @@ class _Report:
             pr=self.pr,
             errors=self.errors,
             per_class=per_class,
-            images=self.images,
-            images_heading=images_heading,
+            images=[self._image_group(run) for run in self.runs if run.name in self.images],
             conditions=lines,
             notes=[*(note for x in self.sources for note in x.notes), *other_notes],
             versions={
@@ -281,6 +272,22 @@ class _Report:
             },
         )
 
+    def _image_group(self, run: Run) -> Any:
+        from mmattn.evaluation.page import ImageGroup
+
+        base, images = self.runs[0], self.images[run.name]
+        better = sum(x.difference > 0 for x in images)
+        text = (
+            f"Those with the largest difference in objects found minus false alarms at IoU 0.50, "
+            f"each run from its own best F1 score on: {run.name}, the candidate, does better in "
+            f"{better} of them and worse in {len(images) - better}."
+        )
+        if not images:
+            text = "In no image do objects found minus false alarms at IoU 0.50 differ."
+        if max(base.seeds, run.seeds) > 1:
+            text += " Of a run's several seeds, the first one counts here."
+        return ImageGroup(heading=f"{run.name} against {base.name}", text=text, images=images)
+
     @property
     def _curve_replicates(self) -> int:
         return min(CURVE_REPLICATES, self.options.replicates)
@@ -289,7 +296,10 @@ class _Report:
 def _evaluate(options: Options) -> _Report:
     bins = parse_bins(options.bins, options.size_by)
     iou_thrs, max_dets = parse_iou_thrs(options.iou_thrs), parse_max_dets(options.max_dets)
+    if options.replicates:
+        check_resampling(options.replicates, options.seed, options.level)
     sources = find_runs(options.results, options.iou_type)
+    _check_inputs(options, [file for source in sources for file in source.files])
     drawn = bool(options.pictures) or any(path.endswith(".html") for path in options.out)
     paired = len(sources) > 1 and options.replicates > 0
     samples, kept, settings, weights = [], [], None, None
@@ -304,9 +314,7 @@ def _evaluate(options: Options) -> _Report:
             check_images_dir(truth, options.images_dir)
         if paired or (drawn and options.replicates > 0):
             from mmattn.evaluation.bootstrap import draw
-            from mmattn.evaluation.comparison import check_resampling
 
-            check_resampling(options.replicates, options.seed, options.level)
             weights = draw(len(truth.image_ids), options.replicates, options.seed)
         if paired:
             from mmattn.evaluation.comparison import Settings, compare_runs, resample
@@ -314,16 +322,19 @@ def _evaluate(options: Options) -> _Report:
             settings = Settings(bins=bins, iou_thrs=iou_thrs, max_dets=max_dets)
         runs = []
         for source in sources:
-            results, of_seeds, found_of_seeds = [], [], []
+            results, of_seeds, found_of_seeds, seen = [], [], [], {}
             for path, seed_name in zip(source.files, source.seed_names, strict=True):
                 name = source.name if len(source.files) == 1 else f"{source.name}/{seed_name}"
                 progress.stage(f"evaluating {name}")
                 found = load_detections(path, truth, options.unknown, options.model_classes)
+                if len(source.files) > 1:
+                    check_different(found, seen, name)
                 results.append(
                     evaluate_loaded(
                         truth, found, bins, max_dets=max_dets, iou_thrs=iou_thrs, name=name
                     )
                 )
+                results[-1].conditions.notes.extend(doubts(results[-1]))
                 if paired:
                     advance = progress.stage(f"resampling {name}", options.replicates)
                     of_seeds.append(
@@ -360,7 +371,7 @@ def _evaluate(options: Options) -> _Report:
             comparisons=comparisons,
             curves=[],
             errors={},
-            images=[],
+            images={},
         )
         if drawn:
             _add_pictures(report, kept, weights, max_dets, iou_thrs, progress)
@@ -419,7 +430,7 @@ def _add_pictures(
             bins=bins,
             max_dets=max_dets,
         )
-        report.images += draw_all(chosen, truth, found[0][0], seeds[0], options.images_dir)
+        report.images[run.name] = draw_all(chosen, truth, found[0][0], seeds[0], options.images_dir)
 
 
 def _check_outputs(options: Options) -> None:
@@ -428,16 +439,36 @@ def _check_outputs(options: Options) -> None:
             raise ValueError(f"--out {path}: expected a name that ends in {', '.join(SUFFIXES)}")
         if os.path.isdir(path):
             raise ValueError(f"--out {path} is a folder; name a file in it")
-    for path in (*options.out, *((options.pictures,) if options.pictures else ())):
-        parent = Path(path).absolute()
-        while not parent.exists():
-            parent = parent.parent
-        if path == options.pictures and not parent.is_dir():
-            raise ValueError(f"--pictures {path} is not a folder")
-        if not os.access(parent, os.W_OK):
-            raise ValueError(f"{path} cannot be written: no permission in {parent}")
-    if options.images_dir is not None and not os.path.isdir(options.images_dir):
-        raise ValueError(f"--images {options.images_dir}: there is no such folder")
+        if os.path.exists(path) and not os.stat(path).st_mode & 0o222:
+            raise ValueError(f"--out {path} is there already, and read-only")
+    pictures = () if options.pictures is None else (("--pictures", options.pictures),)
+    for option, path in (*(("--out", x) for x in options.out), *pictures):
+        folder = Path(path).absolute().parent
+        if option == "--pictures" and os.path.exists(path):
+            folder = Path(path)
+            if not folder.is_dir():
+                raise ValueError(f"{option} {path} is not a folder")
+        if not folder.is_dir():
+            raise ValueError(f"{option} {path}: there is no folder {folder}")
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"{option} {path} cannot be written: no permission in {folder}")
+    if options.images_dir is not None:
+        if not os.path.isdir(options.images_dir):
+            raise ValueError(f"--images {options.images_dir}: there is no such folder")
+        page = any(path.endswith(".html") for path in options.out)
+        if not (page or options.pictures) or len(options.results) < 2:
+            raise ValueError(
+                "--images is for the images on which two RESULTS differ, and needs --out x.html or "
+                "--pictures"
+            )
+
+
+def _check_inputs(options: Options, files: Sequence[Path]) -> None:
+    """Raises where an output would replace an input."""
+    inputs = {Path(x).resolve() for x in (options.ground_truth, *files)}
+    for path in options.out:
+        if Path(path).resolve() in inputs:
+            raise ValueError(f"--out {path} is one of the inputs, which it would replace")
 
 
 def _cell(value: float) -> str:

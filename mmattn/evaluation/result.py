@@ -79,7 +79,7 @@ class Conditions:
     notes: list[str]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Result(Figures):
     """AP and AR overall, by size, by class, and by class and size.
 
@@ -128,12 +128,9 @@ class Result(Figures):
             "classes": [figures.to_dict() for figures in self.per_class.values()],
         }
 
-    def to_json(self, path: str | os.PathLike | None = None) -> str:
-        """:meth:`to_dict` as JSON text, which is also written to ``path``, whole or not at all."""
-        text = to_json(self.to_dict())
-        if path is not None:
-            write_text(path, text)
-        return text
+    def to_json(self, path: str | os.PathLike | None = None) -> str | None:
+        """:meth:`to_dict` as JSON text, or written to ``path``, whole or not at all."""
+        return write_or_return(to_json(self.to_dict()), path)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per class ('all' first) and size, with its figures as fractions.
@@ -164,13 +161,23 @@ class Result(Figures):
 
         return plot_result(Run(name=self.name, results=(self,)))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.table()
+
+    __str__ = __repr__
 
 
 def to_json(data: Any) -> str:
     """Strict JSON, for people and programs."""
     return json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_or_return(text: str, path: str | os.PathLike | None) -> str | None:
+    """The text, or None where it was written to a file."""
+    if path is None:
+        return text
+    write_text(path, text)
+    return None
 
 
 def data_frame(rows: list[dict[str, Any]]) -> pandas.DataFrame:

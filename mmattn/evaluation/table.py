@@ -62,7 +62,7 @@ def runs_table(runs: Sequence[Run]) -> RenderableType:
     """
     conditions = runs[0].conditions
     several = any(run.seeds > 1 for run in runs)
-    table = _table("size", size_header(conditions))
+    table = _table("size")
     _add_numbers(table, "objects")
     table.add_column("run", no_wrap=True)
     _add_numbers(table, *FIGURES)
@@ -76,9 +76,11 @@ def runs_table(runs: Sequence[Run]) -> RenderableType:
                 if n and not math.isnan(value):
                     cell += f" ({signed(value - runs[0].figures[size][figure])})"
                 cells.append(cell)
-            what = (size, size_range(conditions, size), str(num_objects)) if n == 0 else [""] * 3
+            what = (size, str(num_objects)) if n == 0 else ("", "")
             table.add_row(*what, Text(run.name), *cells)
-    explanation = []
+    ranges = [f"{x} {size_range(conditions, x)}" for x in conditions.size_bins]
+    header = size_header(conditions)
+    explanation = [f"{header[0].upper()}{header[1:]}: {', '.join(ranges)}."]
     if len(runs) > 1:
         explanation.append(f"In brackets: difference to {runs[0].name}.")
     if several:
@@ -92,12 +94,12 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     """Differences to the baseline by size, with intervals and p-values."""
     table = _table("size")
     _add_numbers(table, "objects")
-    for figure in FIGURES:
-        table.add_column(figure, no_wrap=True)
-        _add_numbers(table, "p")
+    table.add_column("figure", no_wrap=True)
+    _add_numbers(table, "difference", "interval", "p")
     for size, row in comparison.differences.items():
-        cells = [x for figure in FIGURES for x in difference_cells(row[figure])]
-        table.add_row(size, str(comparison.num_objects[size]), *cells)
+        for n, (figure, difference) in enumerate(row.items()):
+            what = (size, str(comparison.num_objects[size])) if n == 0 else ("", "")
+            table.add_row(*what, figure, *difference_cells(difference))
     return Group(Text(comparison.heading), table)
 
 
@@ -107,18 +109,20 @@ def class_comparison_table(comparison: Comparison) -> RenderableType:
     for size in comparison.differences:
         table.add_column(size, no_wrap=True)
     for name, row in comparison.per_class.items():
-        table.add_row(Text(name), *(difference_cells(x)[0] for x in row.values()))
+        cells = [difference_cells(x)[:2] for x in row.values()]
+        have = (NOT_AVAILABLE, "")
+        table.add_row(Text(name), *(f"{x} ({y})" if y not in have else x for x, y in cells))
     return Group(Text(f"AP of each class: {comparison.heading}"), table)
 
 
-def difference_cells(difference: Difference) -> tuple[str, str]:
-    """A difference with its interval, and its p-value."""
+def difference_cells(difference: Difference) -> tuple[str, str, str]:
+    """A difference, its interval, and its p-value."""
     if math.isnan(difference.value):
-        return NOT_AVAILABLE, NOT_AVAILABLE
-    interval = f"{signed(difference.low)} to {signed(difference.high)}"
+        return NOT_AVAILABLE, NOT_AVAILABLE, NOT_AVAILABLE
     if math.isnan(difference.low):
-        return signed(difference.value), NOT_AVAILABLE
-    return f"{signed(difference.value)} ({interval})", p_value(difference.p)
+        return signed(difference.value), NOT_AVAILABLE, NOT_AVAILABLE
+    interval = f"{signed(difference.low)} to {signed(difference.high)}"
+    return signed(difference.value), interval, p_value(difference.p)
 
 
 def render(*renderables: RenderableType, width: int = 80) -> str:
@@ -151,8 +155,8 @@ def p_value(p: float) -> str:
 def heading(conditions: Conditions) -> str:
     """One line that says what a table's figures are."""
     text = (
-        f"AP by size: {conditions.iou_type}, %, {conditions.max_dets} detections an image, "
-        f"{conditions.num_images} images"
+        f"AP by size: {conditions.iou_type}, %, {conditions.max_dets} detections of an image and "
+        f"class, {conditions.num_images} image{'' if conditions.num_images == 1 else 's'}"
     )
     thresholds = [round(x, 4) for x in conditions.iou_thrs]
     if thresholds != [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]:

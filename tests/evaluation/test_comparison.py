@@ -49,10 +49,12 @@ def test_says_which_sizes_changed(comparison):
     words = comparison.words
     assert words[1].startswith("Small: better: +")
     assert words[1].endswith(f"p = {comparison.by_size['small'].ap.p:.3f}).")
+    assert "there is one of baseline and candidate" in words[4]
     assert words[2].startswith("Medium: no difference shown: ")
     assert words[3].startswith("Large: no difference shown: ")
     assert "another seed of the same config differs too" in words[4]
-    assert "| small  |     120 | +" in str(comparison)
+    assert "| small  |     120 | AP     |      +" in str(comparison)
+    assert repr(comparison) == str(comparison)
 
 
 def test_a_candidate_may_be_worse():
@@ -121,7 +123,7 @@ def test_what_is_not_there_is_not_available():
     data = json.loads(comparison.to_json())
     assert data["differences"]["none"]["AP"]["p"] is None
     (row,) = (line for line in comparison.table().splitlines() if line.startswith("| none"))
-    assert row.count(" n/a ") == 8
+    assert row.count(" n/a ") == 3
 
 
 def test_many_sizes_are_not_many_chances():
@@ -133,7 +135,7 @@ def test_many_sizes_are_not_many_chances():
     assert 0.01 < x.p < 0.05  # 5 sizes have objects
     assert x.low > 0
     assert len(chance) == 1
-    assert chance[0].startswith("Medium-large: no difference shown: +")
+    assert chance[0].startswith("Medium-large: perhaps better, not shown: +")
     assert chance[0].endswith(f"adjusted p = {5 * x.p:.3f}).")
 
 
@@ -168,7 +170,8 @@ def test_to_pandas_and_json(comparison, tmp_path):
     assert len(table) == 4 * 4 + 2 * 4  # sizes x figures, classes x sizes
     row = table[(table["class"] == "all") & (table["size"] == "small") & (table.figure == "AP")]
     assert row.value.item() == comparison.by_size["small"].ap.value
-    text = comparison.to_json(tmp_path / "c.json")
+    text = comparison.to_json()
+    assert comparison.to_json(tmp_path / "c.json") is None
     assert (tmp_path / "c.json").read_text() == text
     assert json.loads(text)["differences"]["small"]["AP"]["p"] == comparison.by_size["small"].ap.p
 
@@ -181,8 +184,9 @@ def test_plot(comparison):
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"replicates": 0}, "replicates must be a whole number from 1 on, got 0"),
-        ({"replicates": 1.5}, "replicates must be a whole number from 1 on, got 1.5"),
+        ({"replicates": 39}, "whole number from 40 on for a 95 % interval; 1000 .*, got 39"),
+        ({"replicates": 199, "level": 0.99}, "from 200 on for a 99 % interval; .*, got 199"),
+        ({"replicates": 1e3}, "replicates must be a whole number from 40 on .* got 1000.0"),
         ({"seed": -1}, "seed must be a whole number from 0 on, got -1"),
         ({"level": 95}, "level must be between 0 and 1, such as 0.95, got 95"),
         ({"names": ("a", "a")}, "two different names"),
@@ -192,6 +196,28 @@ def test_plot(comparison):
 def test_bad_arguments(kwargs, match):
     with pytest.raises(ValueError, match=match):
         compare(TRUTH, BASELINE, CANDIDATE, **kwargs)
+
+
+def test_copies_are_no_seeds():
+    with pytest.raises(ValueError, match="candidate, seed 2 has the same .* as candidate, seed 0"):
+        compare(TRUTH, BASELINE, [CANDIDATE, BASELINE, CANDIDATE], replicates=40)
+    compare(TRUTH, BASELINE, BASELINE, replicates=40)  # two runs may be the same
+    compare(TRUTH, [BASELINE, []], [CANDIDATE, []], replicates=40)  # nothing found, twice
+
+
+def test_classes_of_few_objects_are_named():
+    # large: 2 dogs among many cats
+    truth = json.loads(json.dumps(TRUTH))
+    large = [x for x in truth["annotations"] if x["area"] > 96**2]
+    for n, x in enumerate(large):
+        x["category_id"] = 2 if n < 2 else 1
+    words = compare(truth, BASELINE, CANDIDATE, replicates=200).words
+    assert words[3].startswith("Large: ")
+    assert words[3].endswith(
+        "1 of the 2 classes with such objects have fewer than 10 of them, and each counts as much "
+        "as any other."
+    )
+    assert "fewer" not in words[1]
 
 
 def test_bad_results():

@@ -1,8 +1,10 @@
 """The page: what it says, that it is safe, and that it works in a browser."""
 
 import base64
+import dataclasses
 import html.parser
 import io
+import json
 import math
 import re
 import shutil
@@ -10,11 +12,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from made_detectors import BASELINE, CANDIDATE, TRUTH
 from PIL import Image
 
 from mmattn.evaluation.bins import COCO_BINS
-from mmattn.evaluation.page import ClassRow, Report, render_page
+from mmattn.evaluation.page import ClassRow, ImageGroup, Report, render_page
 from mmattn.evaluation.plots import FIGURES, Comparison, SizeCurve
+from mmattn.evaluation.report import Options
+from mmattn.evaluation.report import run as run_report
 
 COUNT = {"all": 100, "small": 60, "medium": 40, "large": 0}
 NAMES = ("base", "candidate", "other")
@@ -66,8 +71,17 @@ def image(number):
     file = io.BytesIO()
     Image.new("RGB", (640, 400), (40 * number, 80, 120)).save(file, "PNG")
     return SimpleNamespace(
-        picture=file.getvalue(), picture_type="image/png", caption=f"image {number}: 2 objects more"
+        picture=file.getvalue(),
+        picture_type="image/png",
+        caption=f"image {number}: 2 objects more. Found by candidate only: cat {number}.",
     )
+
+
+def image_groups():
+    yield ImageGroup(
+        heading="candidate against base", text="how chosen", images=[image(0), image(1)]
+    )
+    yield ImageGroup(heading="other against base", text="likewise", images=[image(2)])
 
 
 def report(names=NAMES, seeds=1, **kwargs):
@@ -85,8 +99,7 @@ def report(names=NAMES, seeds=1, **kwargs):
         pr={name: {"all": [1, 0.5, 0], "small": [0.5, 0.2, 0]} for name in names},
         errors={name: errors() for name in names},
         per_class=list(class_rows(names)),
-        images=[image(i) for i in range(3)],
-        images_heading="candidate against base",
+        images=list(image_groups()),
         conditions=["5 images"],
         notes=["3 crowds"],
         versions={"hotcoco": "1.3.0"},
@@ -153,7 +166,7 @@ def test_parts_come_in_the_order_of_a_reader(page, read):
         "AP of three runs",
         "candidate is better.",
         "95 % intervals from 1,000 resamples of the images, the same for both runs.",
-        "candidate against base",
+        "how chosen",
         "image 2: 2 objects more",
         "5 images",
         "3 crowds",
@@ -175,14 +188,135 @@ def test_figures(read):
 
 def test_differences_and_only_shown_ones_are_bold(page, read):
     table = read.tables[1]
-    assert table[0][1:] == ["AP", "AP50", "AP75", "AR"]
-    assert table[1] == ["size", "objects", *("difference", "p") * 4]
-    assert table[2][:4] == ["all", "100", "+1.20 [+0.40, +2.03]", "<0.001"]
-    assert table[3][2:4] == ["\N{MINUS SIGN}0.30 [\N{MINUS SIGN}1.00, +0.40]", "0.421"]
-    assert table[5][2:4] == ["n/a", "n/a"]
+    assert table[0] == ["size", "objects", "AP", "AP50", "AP75", "AR"]
+    assert table[1][:3] == ["all", "100", "+1.20 [+0.40, +2.03] p < 0.001"]
+    assert table[2][2] == "\N{MINUS SIGN}0.30 [\N{MINUS SIGN}1.00, +0.40] p = 0.421"
+    assert table[4][2:] == ["n/a"] * 4
     strong = re.findall(r'class="number strong" data-key="[^"]*">([^<]*)', page)
     assert set(strong) == {"+1.20 "}
     assert len(strong) == 2 * 2 * 4  # tables, rows, figures
+
+
+def test_a_difference_without_p_or_interval():
+    rows = {"all": {"AP": difference(0.01, math.nan, math.nan, math.nan)}}
+    page = render_page(
+        Report(comparisons=[Comparison(baseline="a", candidate="b", differences=rows)])
+    )
+    assert Reader(page).tables[0][1] == ["all", "n/a", "+1.00 p n/a", *["n/a"] * 3]
+
+
+def test_captions_say_that_a_mean_over_classes_weighs_them_alike(read):
+    sentence = (
+        "Means over the classes with objects of that size; a class of few objects counts as much "
+        "as any other"
+    )
+    texts = [x for x in read.text if sentence in x]
+    assert texts[0] == f"In percent. {sentence}."
+    assert set(texts[1:]) == {texts[1]}
+    assert texts[1].startswith("AP of the objects about a size")
+    assert texts[1].endswith(f"{sentence}, so a curve can jump where a class begins.")
+
+
+def test_captions_say_that_the_words_are_corrected_for_the_number_of_sizes(read):
+    corrected = [x for x in read.text if "number of sizes (Holm)" in x]
+    table, picture = "Difference in points (percent)", "Bars are 95 % intervals"
+    assert [x.startswith(table) for x in corrected] == [True, True, False]
+    assert corrected[2].startswith(picture)
+    # there are no words
+    plain = [dataclasses.replace(comparison(x), words=[]) for x in NAMES[1:]]
+    text = " ".join(Reader(render_page(report(comparisons=plain))).text)
+    assert table in text
+    assert picture in text
+    assert "Holm" not in text
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_error_types_are_said_to_be_of_the_first_seed(seeds):
+    runs = [run("base", 0.3), run("candidate", 0.32, seeds)]
+    read = Reader(render_page(report(("base", "candidate"), runs=runs)))
+    caption = next(x for x in read.text if x.startswith("Types as TIDE defines them"))
+    sentence = "With several seeds, the error types are those of a run's first seed."
+    assert (sentence in caption) == (seeds > 1)
+
+
+def test_images_stand_under_the_comparison_they_are_of(page):
+    part = page[page.index('<section id="images">') :]
+    shown = re.findall(r'<h3>(.*?)</h3>|<p>(.+?)</p>|<figure id="(.*?)"', part)
+    assert ["".join(x) for x in shown[:7]] == [
+        "candidate against base",
+        "how chosen",
+        "image-1",
+        "image-2",
+        "other against base",
+        "likewise",
+        "image-3",
+    ]
+
+
+def test_a_comparison_without_images_is_listed():
+    group = ImageGroup(heading="b against a", text="They differ in none.")
+    read = Reader(render_page(Report(images=[group])))
+    assert "b against a" in read.text
+    assert "They differ in none." in read.text
+    assert [x["id"] for x in read.find("section")] == ["images"]
+
+
+@pytest.mark.parametrize(
+    ("name", "caption", "short"),
+    [
+        (None, "Image 3: better by 2 (0.50). b: found 4.", "Image 3: better by 2 (0.50)."),
+        (
+            "a. b.jpg",
+            "a. b.jpg (image 3): better by 2. b: found 4.",
+            "a. b.jpg (image 3): better by 2.",
+        ),
+        ("a.jpg", "Better", "Better"),
+        ("a.jpg", "", ""),
+    ],
+)
+def test_a_thumbnail_has_the_first_sentence_and_the_window_all(name, caption, short):
+    one = image(0)
+    one.caption, one.file_name = caption, name
+    page = render_page(Report(images=[ImageGroup(heading="b against a", images=[one])]))
+    assert re.findall(r'<span class="short">(.*?)</span>', page) == [short]
+    assert re.findall(r'<span class="whole">(.*?)</span>', page) == [caption]
+    assert Reader(page).find("a", href="#image-1")
+    assert [x["alt"] for x in Reader(page).find("img") if x.get("src")] == [caption]
+
+
+def test_the_images_of_every_candidate_in_a_report(tmp_path):
+    found = {"plain": BASELINE, "same": BASELINE, "better": CANDIDATE}
+    files = {"gt": TRUTH, **found, "seeds/0": BASELINE[::2], "seeds/1": CANDIDATE[::2]}
+    (tmp_path / "seeds").mkdir()
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    options = Options(
+        ground_truth=str(tmp_path / "gt.json"),
+        results=[str(tmp_path / x) for x in ("plain.json", "better.json", "same.json", "seeds")],
+        replicates=0,
+        num_images=2,
+        out=[str(tmp_path / "r.html")],
+        pictures=str(tmp_path),
+    )
+    run_report(options, lambda text: None)
+    page = (tmp_path / "r.html").read_text()
+    part = page[page.index('<section id="images">') :]
+    shown = re.findall(r'<h3>(.*?)</h3>|<p>(.+?)</p>|<img src="data:image/jpeg;base64,(.*?)"', part)
+    better, first, *images, same, nothing, seeds, second, three, four = shown[:10]
+    assert [x[0] for x in (better, same, seeds)] == [
+        f"{x} against plain" for x in ("better", "same", "seeds")
+    ]
+    assert re.search(
+        r": better, the candidate, does better in [12] of them and worse in [01]\.", first[1]
+    )
+    assert nothing[1] == "In no image do objects found minus false alarms at IoU 0.50 differ."
+    assert ["first one counts" in x[1] for x in (first, nothing, second)] == [False, False, True]
+    # the files are numbered over all comparisons
+    assert sorted(x.name for x in tmp_path.glob("image_*")) == [
+        f"image_{n:02d}.jpg" for n in range(1, 5)
+    ]
+    for n, image in enumerate([*images, three, four], 1):
+        assert base64.b64decode(image[2]) == (tmp_path / f"image_{n:02d}.jpg").read_bytes()
 
 
 def test_several_seeds():
@@ -278,8 +412,7 @@ def test_all_text_is_escaped():
             names,
             title=EVIL,
             per_class=list(rows),
-            images=pictures,
-            images_heading=EVIL,
+            images=[ImageGroup(heading=EVIL, text=EVIL, images=pictures)],
             conditions=[EVIL],
             notes=[EVIL],
             versions={EVIL: EVIL},
@@ -406,13 +539,19 @@ def test_images_open_and_close(tab):
     links = tab.locator("a.thumbnail")
     links.nth(1).click()
     assert dialog.is_visible()
-    assert dialog.locator("p").inner_text() == "image 1: 2 objects more"
+    assert (
+        dialog.locator("p").inner_text()
+        == "image 1: 2 objects more. Found by candidate only: cat 1."
+    )
+    assert dialog.locator("strong").inner_text() == "candidate against base"
+    assert links.nth(1).locator("~ figcaption").inner_text() == "image 1: 2 objects more."
     shown = dialog.locator("img")
     assert shown.get_attribute("src") == links.nth(1).locator("img").get_attribute("src")
     assert shown.evaluate("x => x.naturalWidth") == 640
     assert shown.bounding_box()["width"] > links.nth(1).bounding_box()["width"]
     tab.keyboard.press("ArrowRight")
     assert dialog.locator("output").inner_text() == "3 of 3"
+    assert dialog.locator("strong").inner_text() == "other against base"
     tab.keyboard.press("ArrowRight")
     assert dialog.locator("output").inner_text() == "1 of 3"
     tab.keyboard.press("Escape")
@@ -421,7 +560,7 @@ def test_images_open_and_close(tab):
     # by keyboard
     links.nth(2).focus()
     tab.keyboard.press("Enter")
-    assert dialog.locator("p").inner_text() == "image 2: 2 objects more"
+    assert dialog.locator("p").inner_text().startswith("image 2: 2 objects more. Found")
     dialog.get_by_role("button", name="Close").click()
     assert not dialog.is_visible()
 
@@ -434,6 +573,17 @@ def test_without_javascript(tab):
     before = link.bounding_box()["width"]
     link.click()
     assert link.bounding_box()["width"] > 1.5 * before
+    captions = tab.locator(".images figcaption")
+    assert captions.nth(1).inner_text().endswith("Found by candidate only: cat 1.")
+    assert captions.nth(2).inner_text() == "image 2: 2 objects more."
+
+
+@pytest.mark.parametrize("tab", [{"viewport": {"width": 720, "height": 800}}], indirect=True)
+def test_the_tables_of_figures_need_no_scroll_bar(tab):
+    tables = tab.locator("#figures .scroll")
+    assert tables.count() == 3
+    for table in tables.all():
+        assert table.evaluate("x => x.scrollWidth <= x.clientWidth")
 
 
 @pytest.mark.parametrize(

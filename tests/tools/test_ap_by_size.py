@@ -116,7 +116,7 @@ def test_options_reach_the_evaluation(run):
         classes=["dog"],
     )
     assert result.table() in text
-    assert "2 detections an image, 60 images, IoU 0.5, 0.6, 0.7" in text
+    assert "2 detections of an image and class, 60 images, IoU 0.5, 0.6, 0.7" in text
     assert 0 < result.by_size["tiny"].num_objects < result.num_objects < 360
 
 
@@ -129,7 +129,7 @@ def test_per_class(run):
 
 
 def test_files(run, files, tmp_path):
-    out = [tmp_path / "new" / f"report{suffix}" for suffix in (".md", ".csv", ".json", ".html")]
+    out = [tmp_path / f"report{suffix}" for suffix in (".md", ".csv", ".json", ".html")]
     text = run(
         "gt.json", "plain=baseline.json", "candidate.json", "--per-class", "--replicates", 200,
         "--out", *out, "--pictures", tmp_path / "pictures", "--num-images", 4,
@@ -257,6 +257,11 @@ def bad(files):
     for name, content in contents.items():
         text = content if isinstance(content, str) else json.dumps(content)
         (files / f"{name}.json").write_text(text)
+    (files / "read_only.csv").write_text("mine")
+    (files / "read_only.csv").chmod(0o444)
+    (files / "copies").mkdir()
+    for seed in range(2):
+        (files / f"copies/seed{seed}.json").write_text(json.dumps(BASELINE))
     return files
 
 
@@ -277,7 +282,10 @@ def bad(files):
         (["gt.json", "no_score.json"], "score"),
         (["gt.json", "boxes_and_masks.json"], r"'bbox' must be .*, got \[1, 2, 3\]"),
         (["gt.json", "a_number.json"], "a_number.json"),
-        (["gt.json", "strings.json"], "image_id '1', and the ground truth has 1, 2, 3"),
+        (
+            ["gt.json", "strings.json"],
+            "image_id '1', and the ground truth has 1, 2, 3.*; it is a text and they are numbers",
+        ),
         (["gt.json", "gt.json"], "ground truth"),
         (["baseline.json", "gt.json"], "baseline.json.*it looks like results|ground truth"),
         (["none.json", "baseline.json"], "ground truth 'none.json' does not exist"),
@@ -299,6 +307,18 @@ def bad(files):
         (["gt.json", "baseline.json", "--out", "seeds"], "--out seeds"),
         (["gt.json", "baseline.json", "--pictures", "gt.json"], "gt.json is not a folder"),
         (["gt.json", "baseline.json", "--images", "nowhere"], "no such folder"),
+        (["gt.json", "baseline.json", "--images", "seeds"], "needs --out x.html or --pictures"),
+        (["gt.json", "baseline.json", "--out", "no/x.md"], "there is no folder .*/no$"),
+        (["gt.json", "baseline.json", "--out", "gt.json"], "gt.json is one of the inputs"),
+        (["gt.json", "baseline.json", "--out", "./baseline.json"], "is one of the inputs"),
+        (["gt.json", "baseline.json", "--out", "read_only.csv"], "there already, and read-only"),
+        (["gt.json", "copies"], "copies/seed1 has the same detections as copies/seed0; seeds"),
+        (["gt.json", "baseline.json", "--level", "95"], "between 0 and 1"),
+        (["gt.json", "baseline.json", "candidate.json", "--replicates", "5"], "from 40 on"),
+        (
+            ["gt.json", "baseline.json", "--size-by", "sqrt-relative", "--bins", "a:0-1,b:32^2-"],
+            "'b' begins at 1024, but size_by 'sqrt-relative' measures shares",
+        ),
         (["gt.json"], "RESULTS"),
     ],
 )
@@ -316,6 +336,44 @@ def test_dropping_what_is_unknown(run, bad):
     assert "59 of the 60 images with objects have no detection at all" in text
 
 
+def test_odd_bins_and_truths_are_noted(run, files):
+    text = run("gt.json", "baseline.json", "--bins", "a:0-32,b:32-96,c:96-")
+    assert "No object is in a, b: limits are areas in px^2" in text
+    (files / "nothing_there.json").write_text(json.dumps({**TRUTH, "annotations": []}))
+    text = run("nothing_there.json", "baseline.json")
+    assert "The ground truth has no objects of these classes: all figures are n/a." in text
+
+
+def test_masks_with_boxes_are_noted(run, files):
+    from pycocotools import mask as mask_util
+
+    encoded = mask_util.encode(np.ones((480, 480), np.uint8, order="F"))
+    mask = {"size": [480, 480], "counts": encoded["counts"].decode()}
+    truth, found = json.loads(json.dumps(TRUTH)), []
+    for x in truth["annotations"]:
+        left, top, side, _ = x["bbox"]
+        right, low = left + side, top + side
+        x["segmentation"] = [[left, top, right, top, right, low, left, low]]
+    for x in truth["annotations"]:
+        where = {"image_id": x["image_id"], "category_id": 1, "score": 0.5}
+        found.append({**where, "segmentation": mask, "bbox": x["bbox"]})
+    (files / "masks_gt.json").write_text(json.dumps(truth))
+    for name, records, noted in (
+        ("with", found, True),
+        ("without", [{k: v for k, v in x.items() if k != "bbox"} for x in found], False),
+    ):
+        (files / f"masks_{name}.json").write_text(json.dumps(records))
+        text = run("masks_gt.json", f"masks_{name}.json", "--iou-type", "segm")
+        assert ("pycocotools would take that of the results' boxes" in text) == noted
+
+
+def test_output_that_nobody_reads_is_no_error(files):
+    command = f"{sys.executable} {SCRIPT} gt.json baseline.json --per-class | head -1"
+    done = subprocess.run(command, shell=True, cwd=files, capture_output=True, text=True)
+    assert done.stdout.startswith("AP by size")
+    assert done.stderr == ""
+
+
 def test_no_detections_are_ap_0(run, files):
     (files / "nothing.json").write_text("[]")
     text = run("gt.json", "nothing.json")
@@ -329,6 +387,13 @@ def test_results_of_other_boxes_are_noted(run, files):
         for x in BASELINE
     ]
     shares = [{**x, "bbox": [v / 480 for v in x["bbox"]]} for x in BASELINE]
-    for records, match in ((corners, r"are they \[x1, y1, x2, y2\]"), (shares, "are these shares")):
+    equal = [{**x, "score": 1} for x in BASELINE]
+    centres = [{**x, "bbox": [v / 2 for v in x["bbox"]]} for x in BASELINE]
+    for records, match in (
+        (corners, r"are they \[x1, y1, x2, y2\]"),
+        (shares, "are these shares"),
+        (equal, "All scores are equal"),
+        (centres, "Next to nothing is found: are the boxes"),
+    ):
         (files / "odd.json").write_text(json.dumps(records))
         assert re.search(match, run("gt.json", "odd.json"))
