@@ -1,9 +1,10 @@
 """AP by object size of COCO-format results, and whether a difference is more than chance.
 
 Each RESULTS is a COCO results file (bbox or segm), the pickle of mmdet's tools/test.py --out, an
-outfile_prefix of mmdet's, or a folder with one of these for each seed of a run; 'name=path' gives
-it a name. Several are compared with the first: every figure's difference gets an interval and a
-p-value from a paired bootstrap over the images. No model, no GPU, no framework is needed.
+outfile_prefix of mmdet's, or a folder with one of these for each seed of a run (seed0, seed1, ...;
+or list them: a.json,b.json); 'name=path' gives it a name. Several are compared with the first:
+every figure's difference gets an interval and a p-value from a paired bootstrap over the images.
+No model, no GPU, no framework is needed.
 
     python tools/ap_by_size.py instances_val2017.json baseline.bbox.json sge.bbox.json
     python tools/ap_by_size.py GT plain=work_dirs/plain sge=work_dirs/sge --out report.html
@@ -101,6 +102,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="how many of them for each comparison; default: 12",
     )
+    output.add_argument(
+        "--image-bin",
+        metavar="BIN",
+        help="choose them by the objects of this bin, such as small; default: by all",
+    )
     args = parser.parse_args(argv)
     for name in ("replicates", "num_images"):
         if getattr(args, name) < 0:
@@ -120,7 +126,9 @@ def _thresholds(text: str) -> list[float]:
         number = round((last - first) / step)
         if number < 0 or number > 1000:
             raise ValueError
-        return [round(first + i * step, 10) for i in range(number + 1)]
+        import numpy as np
+
+        return np.linspace(first, first + number * step, number + 1).tolist()
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(
             f"expected 0.5, or 0.5,0.75, or first:last:step, got {text!r}"
@@ -129,6 +137,9 @@ def _thresholds(text: str) -> list[float]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):  # names that the console cannot write
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     from mmattn.evaluation.report import Options, run
 
     options = Options(
@@ -150,6 +161,7 @@ def main(argv: list[str] | None = None) -> None:
         pictures=args.pictures,
         images_dir=args.images,
         num_images=args.num_images,
+        image_bin=args.image_bin,
     )
     try:
         run(options, lambda text: print(text, flush=True))

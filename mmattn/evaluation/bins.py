@@ -83,12 +83,14 @@ def parse_bins(bins: SizeBins = None, size_by: str = "area") -> tuple[SizeBin, .
             if size_by == "sqrt-relative":
                 raise ValueError(
                     f"bins {bins!r} are in px^2, but size_by 'sqrt-relative' measures shares of "
-                    "the image's side; write for example 'small:0-0.06,medium:0.06-0.2,large:0.2-'"
+                    "the image's side; leave the bins out, or write 'small:0-0.06,large:0.06-'"
                 )
             return COCO_BINS if bins == "coco" else COCO_FINE_BINS
         entries = [_parse_text(text) for text in bins.split(",")]
     elif isinstance(bins, Mapping):
         entries = [(name, *_as_sequence(limits, name)) for name, limits in bins.items()]
+    elif isinstance(bins, Sequence) and bins and all(isinstance(x, str) for x in bins):
+        return parse_bins(",".join(bins), size_by)  # as --cfg-options splits a text
     elif isinstance(bins, Sequence):
         entries = [_as_sequence(entry, f"bins[{i}]") for i, entry in enumerate(bins)]
     else:
@@ -155,9 +157,9 @@ def _parse_bin(entry: Sequence[Any], size_by: str) -> SizeBin:
             f"bins: the limits of {name!r} must be {unit} with 0 <= low < high, "
             f"got low={low!r}, high={high!r}"
         )
-    if size_by == "sqrt-relative" and low >= 1:
+    if size_by == "sqrt-relative" and (low >= 1 or 1 < high < MAX_SIZE):
         raise ValueError(
-            f"bins: {name!r} begins at {low:g}, but size_by 'sqrt-relative' measures shares of the "
-            "image's side, 0 to 1"
+            f"bins: {name!r} is {low:g} to {_limit(high)}, but size_by 'sqrt-relative' measures "
+            "shares of the image's side, 0 to 1"
         )
     return SizeBin(name, float(low), float(high))

@@ -133,6 +133,8 @@ class CocoSizeMetric(CocoMetric):
         self.size_bins, self.size_by = parse_bins(size_bins, size_by), size_by
         self.max_dets = parse_max_dets(max_dets)
         if metric_items is not None:
+            if isinstance(metric_items, str):
+                raise TypeError(f"metric_items must be a list of names, got {metric_items!r}")
             known = self._items(None)
             for item in metric_items:
                 if item not in known:

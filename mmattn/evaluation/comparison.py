@@ -25,6 +25,7 @@ from mmattn.evaluation.overlaps import overlaps
 from mmattn.evaluation.progress import Progress
 from mmattn.evaluation.result import FIGURES, data_frame, to_json, write_or_return
 from mmattn.evaluation.run import Run
+from mmattn.evaluation.sources import find_files
 from mmattn.evaluation.statistics import Difference, difference, holm
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
 
 # resamples of fewer images say nothing about other images
 MIN_IMAGES = 5
+# with fewer, equal detectors are told apart more often than the level says
+VERDICT_IMAGES = 20
 FEW_OBJECTS = 30
+MISSING_SHARE = 0.1
 # the mean over classes gives a class of few objects the weight of any other
 RARE, RARE_SHARE = 10, 0.2
 
@@ -65,6 +69,8 @@ class Comparison(Differences):
     Attributes:
         by_size: Bin -> its differences.
         per_class: Class name -> 'all' or bin -> difference of AP; empty unless asked for.
+        num_images: 'all' or bin -> number of images with such objects.
+        one_sided: For each of the two, on how many images with objects it alone has detections.
         baseline_run: The baseline's results.
         candidate_run: The candidate's results.
         replicates: Number of resamples.
@@ -74,6 +80,8 @@ class Comparison(Differences):
 
     by_size: dict[str, Differences]
     per_class: dict[str, dict[str, Difference]]
+    num_images: dict[str, int]
+    one_sided: tuple[int, int]
     baseline_run: Run
     candidate_run: Run
     replicates: int
@@ -107,7 +115,13 @@ class Comparison(Differences):
         return (
             f"{self.candidate} minus {self.baseline}, points, with {100 * self.level:g} % "
             f"intervals from {self.replicates} resamples"
+            f"{' and the seeds' if self.has_seeds else ''}"
         )
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether a run has several seeds, whose spread the intervals then cover."""
+        return max(self.baseline_run.seeds, self.candidate_run.seeds) > 1
 
     @property
     def words(self) -> list[str]:
@@ -211,6 +225,7 @@ def compare(
     iou_thrs: float | Sequence[float] | None = None,
     classes: Iterable[Any] | None = None,
     unknown: str = "error",
+    model_classes: Iterable[str] | None = None,
     names: Sequence[str] = ("baseline", "candidate"),
 ) -> Comparison:
     """Differences of a candidate to a baseline, with intervals and p-values.
@@ -235,6 +250,7 @@ def compare(
         iou_thrs: As there.
         classes: As there.
         unknown: As there.
+        model_classes: As there.
         names: What words and tables call the two.
 
     Returns:
@@ -260,7 +276,7 @@ def compare(
             results, of_seeds, seen = [], [], {}
             for number, source in enumerate(_seeds(sources, iou_type)):
                 progress.stage(f"evaluating {name}")
-                found = load_detections(source, truth, unknown)
+                found = load_detections(source, truth, unknown, model_classes)
                 check_different(found, seen, f"{name}, seed {number}")
                 results.append(evaluate_found(truth, found, settings, name))
                 advance = progress.stage(f"resampling {name}", replicates)
@@ -353,6 +369,8 @@ def compare_runs(
         **differences(0, "all"),
         by_size={x: Differences(**differences(a, x)) for a, x in enumerate(sizes) if a},
         per_class=per_class,
+        one_sided=_one_sided(truth, baseline, candidate),
+        num_images={size: int(images[a]) for a, size in enumerate(sizes)},
         baseline_run=baseline,
         candidate_run=candidate,
         replicates=replicates,
@@ -363,7 +381,13 @@ def compare_runs(
 
 def _difference(*runs: Any, level: float, enough: bool) -> Difference:
     x = difference(*runs, level=level)
-    return x if enough else Difference(x.value, *[math.nan] * 4)
+    return x if enough and not math.isnan(x.p) else Difference(x.value, *[math.nan] * 4)
+
+
+def _one_sided(truth: GroundTruth, baseline: Run, candidate: Run) -> tuple[int, int]:
+    with_objects = np.unique(truth.image[~truth.crowd])
+    a, b = (run.results[0].covered[with_objects] for run in (baseline, candidate))
+    return int((a & ~b).sum()), int((b & ~a).sum())
 
 
 def _images_with_objects(truth: GroundTruth, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
@@ -380,13 +404,9 @@ def _images_with_objects(truth: GroundTruth, settings: Settings) -> tuple[np.nda
 
 def _seeds(sources: Any, iou_type: str) -> list[Any]:
     """One or several results: a list of records is one, a list of paths or of lists is several."""
-    if isinstance(sources, (str, os.PathLike)) and os.path.isdir(sources):
-        from mmattn.evaluation.sources import find_runs
-
-        return list(find_runs([sources], iou_type)[0].files)
-    if isinstance(sources, (str, os.PathLike, Mapping, Detections)) or not sources:
-        return [sources]
-    if isinstance(sources, Sequence) and not isinstance(sources[0], Mapping):
+    if isinstance(sources, (str, os.PathLike)):
+        return list(find_files(sources, iou_type))
+    if isinstance(sources, (list, tuple)) and sources and not isinstance(sources[0], Mapping):
         return list(sources)
     return [sources]
 
@@ -421,7 +441,7 @@ def _words(comparison: Comparison) -> Iterator[str]:
     def equals(p: float) -> str:
         return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
 
-    alpha, level = 1 - comparison.level, f"{100 * comparison.level:g} %"
+    alpha, level = 1 - comparison.level + 1e-9, f"{100 * comparison.level:g} %"
     have = {name: x.ap for name, x in comparison.by_size.items() if not math.isnan(x.ap.p)}
     # each size is a chance to be fooled: Holm's correction over the sizes
     adjusted = dict(zip(have, holm([x.p for x in have.values()]), strict=True))
@@ -430,15 +450,26 @@ def _words(comparison: Comparison) -> Iterator[str]:
         if math.isnan(ap.value):
             yield f"{what}: nothing to find."
             continue
+        runs = (comparison.baseline_run, comparison.candidate_run)
+        if all(run.figures[size]["AP"] == run.figures[size]["AR"] == 0 for run in runs):
+            yield f"{what}: neither run finds any."
+            continue
         if (number := comparison.num_objects[size]) < FEW_OBJECTS:
             what += f" (only {number} object{'' if number == 1 else 's'})"
         if math.isnan(ap.p):
-            yield f"{what}: {signed(ap.value)} AP; too few images with objects for an interval."
+            few = comparison.num_images[size] < MIN_IMAGES
+            why = "too few images with objects" if few else "too little varies"
+            yield f"{what}: {signed(ap.value)} AP; {why} for an interval."
             continue
         numbers = f"{signed(ap.value)} AP ({level} interval {signed(ap.low)} to {signed(ap.high)}, "
         p = adjusted.get(size, ap.p)
         better = "better" if ap.value > 0 else "worse"
-        if ap.p > alpha:
+        if (number := comparison.num_images[size]) < VERDICT_IMAGES:
+            sentence = (
+                f"{what}: no verdict, as only {number} images have such objects: {numbers}"
+                f"{equals(ap.p)})."
+            )
+        elif ap.p > alpha:
             sentence = f"{what}: no difference shown: {numbers}{equals(ap.p)})."
         elif p > alpha:
             sentence = (
@@ -448,15 +479,22 @@ def _words(comparison: Comparison) -> Iterator[str]:
         else:
             sentence = f"{what}: {better}: {numbers}{equals(ap.p)})."
         yield sentence + _rare_classes(comparison, size)
+    names = (comparison.baseline, comparison.candidate)
+    for name, number in zip(names, comparison.one_sided, strict=True):
+        if number > MISSING_SHARE * comparison.num_images["all"]:
+            yield (
+                f"On {number} of {comparison.num_images['all']} images with objects only {name} "
+                "has detections: are both the results of the same images?"
+            )
     # one after the other, or no p could ever be small enough
-    if (least := 2 * max(len(have), 1) / (comparison.replicates + 1)) > alpha:
+    least = 2 * max(len(have), 1) / (comparison.replicates + 1)
+    if least > alpha and not comparison.has_seeds:
         yield (
             f"{comparison.replicates} resamples are too few: no adjusted p can fall below "
             f"{least:.2f}; take 1000."
         )
     seeds = (comparison.baseline_run.seeds, comparison.candidate_run.seeds)
     if min(seeds) == 1:
-        names = (comparison.baseline, comparison.candidate)
         single = [name for name, number in zip(names, seeds, strict=True) if number == 1]
         yield (
             "The intervals cover the choice of images. They do not cover the chance of a training: "
@@ -466,5 +504,5 @@ def _words(comparison: Comparison) -> Iterator[str]:
     else:
         yield (
             f"The intervals cover the choice of images and the chance of a training ({seeds[0]} "
-            f"and {seeds[1]} seeds)."
+            f"and {seeds[1]} seeds{'' if min(seeds) > 2 else '; two say little about it'})."
         )

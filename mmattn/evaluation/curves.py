@@ -14,7 +14,7 @@ from mmattn.evaluation.overlaps import overlaps
 from mmattn.evaluation.plots import SizeCurve
 
 WIDTH = 2.0  # largest over smallest side in a window
-MIN_OBJECTS = 10
+MIN_OBJECTS, MIN_IMAGES = 10, 5
 
 
 def windows(ground_truth: GroundTruth, number: int = 16) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +50,7 @@ def size_curve(
     level: float = 0.95,
     advance: Callable[[int], object] | None = None,
 ) -> SizeCurve:
-    """AP in sliding windows of size, with an interval from resamples of the images.
+    """AP in sliding windows of size, with an interval from resamples of the images and the seeds.
 
     Args:
         name: The run's name.
@@ -64,7 +64,8 @@ def size_curve(
         advance: Takes the number of replicates just done.
 
     Returns:
-        The curve; nan where a window has fewer than ten objects.
+        The curve; nan where a window has fewer than ten objects, without an interval where they
+        are on fewer than five images.
     """
     middles, ranges = windows(ground_truth)
     sizes = ground_truth.size[~ground_truth.crowd]
@@ -87,8 +88,24 @@ def size_curve(
     resampled = np.mean(samples, axis=0)
     low, high = np.full((2, len(mean)), np.nan)
     have = ~np.isnan(mean)
-    if have.any():
+    objects = ground_truth.image[~ground_truth.crowd]
+    for p in np.flatnonzero(have):
+        inside = (sizes >= ranges[p, 0]) & (sizes <= ranges[p, 1])
+        if len(np.unique(objects[inside])) < MIN_IMAGES:
+            continue
+        values = resampled[~np.isnan(resampled[:, p]), p]
         # AP of a resample is too high, as copies of an image agree; differences do not show it
-        spread = resampled[:, have] - np.nanmean(resampled[:, have], axis=0)
-        low[have], high[have] = mean[have] + np.nanquantile(spread, [rest, 1 - rest], axis=0)
+        below, above = np.quantile(values - values.mean(), [rest, 1 - rest])
+        of_seeds = _half_width([x[p] for x in ap], level)
+        low[p], high[p] = mean[p] - np.hypot(below, of_seeds), mean[p] + np.hypot(above, of_seeds)
     return SizeCurve(name=name, size=middles, ap=mean, low=low, high=high, num_objects=num_objects)
+
+
+def _half_width(values: Sequence[float], level: float) -> float:
+    """Half the interval of a mean over seeds, by Student's t; 0 for one seed."""
+    if len(values) < 2:
+        return 0.0
+    from scipy.special import stdtrit
+
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(stdtrit(len(values) - 1, (1 + level) / 2) * error)

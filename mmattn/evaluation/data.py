@@ -17,6 +17,7 @@ from mmattn.evaluation.mmdet_pickle import read_mmdet_pickle
 from mmattn.evaluation.reading import (
     MaskAnnotation,
     RawGroundTruth,
+    check_box,
     read_detections,
     read_ground_truth,
 )
@@ -122,6 +123,11 @@ def load_ground_truth(
         TypeError, ValueError: It is not a valid ground truth, or an argument is not valid.
     """
     if isinstance(source, GroundTruth):
+        if (source.iou_type, source.size_by, classes) != (iou_type, size_by, None):
+            raise ValueError(
+                f"the ground truth was loaded for iou_type {source.iou_type!r} and size_by "
+                f"{source.size_by!r}, and chooses the classes: load it again for others"
+            )
         return source
     if iou_type not in IOU_TYPES:
         raise ValueError(f"iou_type must be one of {', '.join(IOU_TYPES)}, got {iou_type!r}")
@@ -142,6 +148,11 @@ def load_ground_truth(
     image_sizes = np.array(
         [[images[x].height or np.nan, images[x].width or np.nan] for x in image_ids], dtype=float
     )
+    if (bad := (image_sizes <= 0).any(1)).any():
+        raise ValueError(
+            f"{raw.name}: image {image_ids[int(bad.argmax())]!r} must have a height and width "
+            "above 0"
+        )
     if size_by == "sqrt-relative" and (unknown := np.isnan(image_sizes).any(1)).any():
         raise ValueError(
             f"{raw.name}: size_by 'sqrt-relative' needs each image's height and width; "
@@ -320,7 +331,7 @@ def _suspicions(
     )
     has_objects[image] = False
     total = len(np.unique(ground_truth.image[~ground_truth.crowd]))
-    if has_objects.sum() > total / 2:
+    if has_objects.sum() > total / 10:
         notes.append(
             f"{int(has_objects.sum())} of the {total} images with objects have no "
             "detection at all: their objects count as missed."
@@ -366,7 +377,8 @@ def _annotation_columns(
         if size_by == "bbox":
             for i, x in enumerate(records):
                 if x.bbox is not None:
-                    boxes[i] = x.bbox
+                    boxes[i] = check_box(x.bbox, f"{where}[{order[i]}]")
+            _check_boxes(boxes, where, order)
     else:
         masks = None
         boxes = np.array([x.bbox for x in records], dtype=float).reshape(number, 4)
@@ -419,14 +431,16 @@ def _choose_classes(names: dict[Any, str], classes: Iterable[Any] | None, where:
         return list(names)
     if isinstance(classes, str):
         raise TypeError(f"classes must be a list of ids or names, got {classes!r}")
-    by_name = {name: class_id for class_id, name in names.items()}
+    by_name: dict[str, list] = {}
+    for class_id, name in names.items():
+        by_name.setdefault(name, []).append(class_id)
     wanted = []
     for x in classes:
         if x not in names and x not in by_name:
             raise ValueError(
                 f"classes: {where} has no category {x!r}; it has {_examples(list(names.values()))}"
             )
-        wanted.append(x if x in names else by_name[x])
+        wanted += [x] if x in names else by_name[x]
     if not wanted:
         raise ValueError("classes is empty; name at least one class, or pass None")
     return list(dict.fromkeys(wanted))
@@ -513,6 +527,8 @@ def _annotation_mask(x: MaskAnnotation, image_size: np.ndarray, where: str) -> d
             f"{where}: 'segmentation' must be RLE or polygons of at least three points, "
             f"got {str(polygons)[:60]}"
         )
+    if not all(np.isfinite(p).all() for p in polygons):
+        raise ValueError(f"{where}: 'segmentation' must be finite numbers")
     if np.isnan(image_size).any():
         raise ValueError(
             f"{where}: image {x.image_id!r} has polygons but no 'height' and 'width', which "

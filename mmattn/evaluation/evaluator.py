@@ -35,6 +35,7 @@ from mmattn.evaluation.bins import ALL, MAX_SIZE, SizeBin, SizeBins, parse_bins
 from mmattn.evaluation.data import Detections, GroundTruth, load_detections, load_ground_truth
 from mmattn.evaluation.progress import Progress
 from mmattn.evaluation.result import ClassFigures, Conditions, Figures, Result
+from mmattn.evaluation.sources import find_files
 
 
 def evaluate(
@@ -48,6 +49,7 @@ def evaluate(
     iou_thrs: float | Sequence[float] | None = None,
     classes: Iterable[Any] | None = None,
     unknown: str = "error",
+    model_classes: Iterable[str] | None = None,
     name: str | None = None,
 ) -> Result:
     """Evaluates detections in COCO's results format against a COCO ground truth.
@@ -61,7 +63,8 @@ def evaluate(
 
     Args:
         ground_truth: Path of an annotation file, or its content.
-        results: Path of a results file, or its content: a list of dicts with ``image_id``,
+        results: Path of a results file, of mmdet's pickle, an ``outfile_prefix`` of mmdet's or a
+            folder with one of these; or its content: a list of dicts with ``image_id``,
             ``category_id``, ``score`` and ``bbox`` or ``segmentation`` (RLE).
         bins: 'coco' (small, medium, large), 'coco-fine', a text such as
             'tiny:0-16^2,small:16^2-32^2', a list of (name, low, high) or a dict of
@@ -77,6 +80,8 @@ def evaluate(
         classes: Ids or names of the classes to evaluate; all of the ground truth if None.
         unknown: What happens to detections of images or categories that the ground truth does
             not have: 'error', or 'drop' them with a note in the result.
+        model_classes: For a pickle, whose labels are numbers: names of the classes that the model
+            knows, if not all of the file.
         name: Name of the result; the file's name if None.
 
     Returns:
@@ -95,13 +100,26 @@ def evaluate(
     with Progress() as progress:
         progress.stage("reading")
         truth = load_ground_truth(ground_truth, iou_type, size_by, classes)
-        found = load_detections(results, truth, unknown)
+        found = load_detections(_one_file(results, iou_type), truth, unknown, model_classes)
         progress.stage("evaluating")
         result = evaluate_loaded(
             truth, found, parsed, max_dets=max_dets, iou_thrs=iou_thrs, name=name
         )
     result.conditions.notes.extend(doubts(result))
     return result
+
+
+def _one_file(results: Any, iou_type: str) -> Any:
+    """The file behind a prefix or a folder; what is no path is returned as it is."""
+    if not isinstance(results, (str, os.PathLike)) or os.path.isfile(results):
+        return results
+    files = find_files(results, iou_type)
+    if len(files) > 1:
+        raise ValueError(
+            f"{os.fspath(results)} has results of {len(files)} seeds; evaluate() takes one, such "
+            f"as {files[0]}"
+        )
+    return files[0]
 
 
 def evaluate_loaded(
@@ -118,7 +136,7 @@ def evaluate_loaded(
     # hotcoco returns -1 for one of two equal ranges
     ranges = list(dict.fromkeys((low, high) for _, low, high in (ALL, *bins)))
     precision, recall = _run(ground_truth, detections, ranges, max_dets, iou_thrs)
-    at_50, at_75 = (np.isclose(iou_thrs, threshold, atol=1e-9) for threshold in (0.5, 0.75))
+    at_50, at_75 = (np.isclose(iou_thrs, x, rtol=0, atol=1e-9) for x in (0.5, 0.75))
     # of every class and range; crowds are no objects
     sizes, classes = (x[~ground_truth.crowd] for x in (ground_truth.size, ground_truth.category))
     counts = np.stack(
@@ -130,12 +148,14 @@ def evaluate_loaded(
         ]
     )
 
+    precision_50, precision_75 = precision[at_50], precision[at_75]
+
     def figures(size_bin: SizeBin, k: int | slice = slice(None)) -> dict[str, Any]:
         a = ranges.index((size_bin.low, size_bin.high))
         return {
             "ap": _mean(precision[:, :, k, a]),
-            "ap50": _mean(precision[at_50][:, :, k, a]),
-            "ap75": _mean(precision[at_75][:, :, k, a]),
+            "ap50": _mean(precision_50[:, :, k, a]),
+            "ap75": _mean(precision_75[:, :, k, a]),
             "ar": _mean(recall[:, k, a]),
             "num_objects": int(counts[a, k].sum()),
         }
@@ -161,6 +181,7 @@ def evaluate_loaded(
         **figures(ALL),
         by_size=by_size(),
         per_class=per_class,
+        covered=np.diff(detections.starts) > 0,
         precision={size_bin.name: curves(size_bin) for size_bin in (ALL, *bins)},
         conditions=Conditions(
             iou_type=ground_truth.iou_type,

@@ -144,7 +144,7 @@ def read_ground_truth(source: Any, iou_type: str) -> RawGroundTruth:
         return RawGroundTruth(
             name=name, images=file.images, categories=file.categories, annotations=file.annotations
         )
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         content = _plain(content, name, is_json)
     if not isinstance(content, Mapping):
         hint = "; it looks like results, which come after the ground truth"
@@ -178,7 +178,7 @@ def read_detections(source: Any, iou_type: str) -> RawDetections:
     kind = BoxDetection if iou_type == "bbox" else MaskDetection
     try:
         records = _decode(content, list[kind], is_json)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         content = _plain(content, name, is_json)
         if not isinstance(content, Sequence) or isinstance(content, str):
             hint = ""
@@ -300,6 +300,8 @@ def _annotation(x: Any, where: str) -> dict[str, Any]:
     area, crowd = _get(x, "area", where, None), _get(x, "iscrowd", where, None)
     if area is not None and not _is_number(area):
         raise ValueError(f"{where} (id {x.get('id')!r}): 'area' must be px^2, got {area!r}")
+    if crowd is not None and not isinstance(crowd, Real):
+        raise ValueError(f"{where} (id {x.get('id')!r}): 'iscrowd' must be 0 or 1, got {crowd!r}")
     return {
         **_ids_of(x, where),
         "area": None if area is None else float(area),
@@ -347,7 +349,13 @@ def _mask_detection(x: Any, where: str) -> MaskDetection:
 
 
 def _box(x: Any, where: str) -> tuple[float, float, float, float]:
-    box = _get(x, "bbox", where)
+    if isinstance(x, Mapping) and "bbox" not in x and "segmentation" in x:
+        raise ValueError(f"{where} has no 'bbox', but a mask: evaluate with iou_type 'segm'")
+    return check_box(_get(x, "bbox", where), where)
+
+
+def check_box(box: Any, where: str) -> tuple[float, float, float, float]:
+    """Four numbers, or one sentence."""
     try:
         valid = len(box) == 4 and all(map(_is_number, box)) and not isinstance(box, str)
     except TypeError:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from mmattn._version import __version__
-from mmattn.evaluation.bins import SizeBins, parse_bins
+from mmattn.evaluation.bins import MAX_SIZE, SizeBins, parse_bins
 from mmattn.evaluation.checks import check_different, check_resampling
 from mmattn.evaluation.data import Detections, GroundTruth, load_detections, load_ground_truth
 from mmattn.evaluation.evaluator import doubts, evaluate_loaded, parse_iou_thrs, parse_max_dets
@@ -67,6 +67,7 @@ class Options:
     pictures: str | None = None
     images_dir: str | None = None
     num_images: int = 12
+    image_bin: str | None = None
 
 
 def run(options: Options, say: Callable[[str], None]) -> None:
@@ -81,15 +82,20 @@ def run(options: Options, say: Callable[[str], None]) -> None:
             and outputs are checked before anything is computed.
     """
     _check_outputs(options)
-    report = _evaluate(options)
+    with Progress() as progress:
+        report = _evaluate(options, progress)
+        # files first: a console that fails must not cost them
+        written = []
+        for path in options.out:
+            progress.stage(f"writing {path}")
+            write_text(path, getattr(report, f"to_{Path(path).suffix[1:]}")())
+            written.append(path)
+        if options.pictures:
+            progress.stage(f"drawing in {options.pictures}")
+            written += report.write_pictures(Path(options.pictures))
     say(render(*report.tables()).rstrip())
-    for path in options.out:
-        suffix = Path(path).suffix
-        write_text(path, getattr(report, f"to_{suffix[1:]}")())
+    for path in written:
         say(f"written to {path}")
-    if options.pictures:
-        for name in report.write_pictures(Path(options.pictures)):
-            say(f"written to {name}")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -117,6 +123,11 @@ class _Report:
                 tables += [] if single else [Text(of)]
                 tables.append(class_table(run))
             tables += map(class_comparison_table, self.comparisons)
+        if len(self.comparisons) > 1:
+            sentence = (
+                "Each candidate is judged alone: among several, one differs by chance more often."
+            )
+            tables += [Text(sentence), Text()]
         for comparison in self.comparisons:
             tables.append(Text(f"{comparison.candidate} against {comparison.baseline}:\n"))
             tables += [*(Text(f"- {x}") for x in comparison.words), Text()]
@@ -151,7 +162,7 @@ class _Report:
         writer.writerow(columns)
 
         def write(run, name, size, count, figure, value, std, base_value, difference) -> None:
-            limits = [x if x < 1e10 else math.nan for x in bins.get(size, (math.nan, math.nan))]
+            limits = [x if x < MAX_SIZE else math.nan for x in bins.get(size, (math.nan, math.nan))]
             compared = [value - base_value if run is not base else math.nan, *[math.nan] * 3]
             if difference is not None:
                 compared = [difference.value, difference.low, difference.high, difference.p]
@@ -293,88 +304,89 @@ class _Report:
         return min(CURVE_REPLICATES, self.options.replicates)
 
 
-def _evaluate(options: Options) -> _Report:
+def _evaluate(options: Options, progress: Progress) -> _Report:
     bins = parse_bins(options.bins, options.size_by)
     iou_thrs, max_dets = parse_iou_thrs(options.iou_thrs), parse_max_dets(options.max_dets)
     if options.replicates:
         check_resampling(options.replicates, options.seed, options.level)
+    if options.image_bin is not None and options.image_bin not in [x.name for x in bins]:
+        raise ValueError(
+            f"--image-bin {options.image_bin}: the bins are {', '.join(x.name for x in bins)}"
+        )
     sources = find_runs(options.results, options.iou_type)
     _check_inputs(options, [file for source in sources for file in source.files])
     drawn = bool(options.pictures) or any(path.endswith(".html") for path in options.out)
     paired = len(sources) > 1 and options.replicates > 0
     samples, kept, settings, weights = [], [], None, None
-    with Progress() as progress:
-        progress.stage(f"reading {options.ground_truth}")
-        truth = load_ground_truth(
-            options.ground_truth, options.iou_type, options.size_by, options.classes
-        )
-        if options.images_dir is not None:
-            from mmattn.evaluation.drawing import check_images_dir
+    progress.stage(f"reading {options.ground_truth}")
+    truth = load_ground_truth(
+        options.ground_truth, options.iou_type, options.size_by, options.classes
+    )
+    if options.images_dir is not None:
+        from mmattn.evaluation.drawing import check_images_dir
 
-            check_images_dir(truth, options.images_dir)
-        if paired or (drawn and options.replicates > 0):
-            from mmattn.evaluation.bootstrap import draw
+        check_images_dir(truth, options.images_dir)
+    if paired or (drawn and options.replicates > 0):
+        from mmattn.evaluation.bootstrap import draw
 
-            weights = draw(len(truth.image_ids), options.replicates, options.seed)
-        if paired:
-            from mmattn.evaluation.comparison import Settings, compare_runs, resample
+        weights = draw(len(truth.image_ids), options.replicates, options.seed)
+    if paired:
+        from mmattn.evaluation.comparison import Settings, compare_runs, resample
 
-            settings = Settings(bins=bins, iou_thrs=iou_thrs, max_dets=max_dets)
-        runs = []
-        for source in sources:
-            results, of_seeds, found_of_seeds, seen = [], [], [], {}
-            for path, seed_name in zip(source.files, source.seed_names, strict=True):
-                name = source.name if len(source.files) == 1 else f"{source.name}/{seed_name}"
-                progress.stage(f"evaluating {name}")
-                found = load_detections(path, truth, options.unknown, options.model_classes)
-                if len(source.files) > 1:
-                    check_different(found, seen, name)
-                results.append(
-                    evaluate_loaded(
-                        truth, found, bins, max_dets=max_dets, iou_thrs=iou_thrs, name=name
-                    )
-                )
-                results[-1].conditions.notes.extend(doubts(results[-1]))
-                if paired:
-                    advance = progress.stage(f"resampling {name}", options.replicates)
-                    of_seeds.append(
-                        resample(truth, found, settings, weights, options.per_class, advance)
-                    )
-                if drawn:
-                    found_of_seeds.append(found)
-                del found
-            runs.append(Run(name=source.name, results=tuple(results)))
-            samples.append(of_seeds)
-            kept.append(found_of_seeds)
-        comparisons = []
-        for i in range(1, len(runs)) if paired else ():
-            progress.stage(f"comparing {runs[i].name}")
-            comparisons.append(
-                compare_runs(
-                    truth,
-                    settings,
-                    runs[0],
-                    runs[i],
-                    samples[0],
-                    samples[i],
-                    replicates=options.replicates,
-                    seed=options.seed,
-                    level=options.level,
-                )
+        settings = Settings(bins=bins, iou_thrs=iou_thrs, max_dets=max_dets)
+    runs = []
+    for source in sources:
+        results, of_seeds, found_of_seeds, seen = [], [], [], {}
+        for path, seed_name in zip(source.files, source.seed_names, strict=True):
+            name = source.name if len(source.files) == 1 else f"{source.name}/{seed_name}"
+            progress.stage(f"evaluating {name}")
+            found = load_detections(path, truth, options.unknown, options.model_classes)
+            if len(source.files) > 1:
+                check_different(found, seen, name)
+            results.append(
+                evaluate_loaded(truth, found, bins, max_dets=max_dets, iou_thrs=iou_thrs, name=name)
             )
-        report = _Report(
-            options=options,
-            settings=settings,
-            truth=truth,
-            sources=sources,
-            runs=runs,
-            comparisons=comparisons,
-            curves=[],
-            errors={},
-            images={},
+            results[-1].conditions.notes.extend(doubts(results[-1]))
+            if paired:
+                advance = progress.stage(f"resampling {name}", options.replicates)
+                of_seeds.append(
+                    resample(truth, found, settings, weights, options.per_class, advance)
+                )
+            if drawn:
+                found_of_seeds.append(found)
+            del found
+        runs.append(Run(name=source.name, results=tuple(results)))
+        samples.append(of_seeds)
+        kept.append(found_of_seeds)
+    comparisons = []
+    for i in range(1, len(runs)) if paired else ():
+        progress.stage(f"comparing {runs[i].name}")
+        comparisons.append(
+            compare_runs(
+                truth,
+                settings,
+                runs[0],
+                runs[i],
+                samples[0],
+                samples[i],
+                replicates=options.replicates,
+                seed=options.seed,
+                level=options.level,
+            )
         )
-        if drawn:
-            _add_pictures(report, kept, weights, max_dets, iou_thrs, progress)
+    report = _Report(
+        options=options,
+        settings=settings,
+        truth=truth,
+        sources=sources,
+        runs=runs,
+        comparisons=comparisons,
+        curves=[],
+        errors={},
+        images={},
+    )
+    if drawn:
+        _add_pictures(report, kept, weights, max_dets, iou_thrs, progress)
     return report
 
 
@@ -427,6 +439,7 @@ def _add_pictures(
             truth,
             *pairs,
             number=options.num_images,
+            size=None if options.image_bin is None else bins[options.image_bin],
             bins=bins,
             max_dets=max_dets,
         )

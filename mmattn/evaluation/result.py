@@ -90,6 +90,7 @@ class Result(Figures):
         name: Name of the detections.
         by_size: Bin -> its figures.
         per_class: Class name -> its figures; a name that two classes share is followed by the id.
+        covered: (I,) bool, which images have a detection.
         precision: 'all' or bin -> (T, 101) precision at recall 0.00, 0.01, ..., 1.00 for each IoU
             threshold, mean over the classes with objects.
         conditions: What was measured, and how.
@@ -98,6 +99,7 @@ class Result(Figures):
     name: str
     by_size: dict[str, Figures]
     per_class: dict[str, ClassFigures]
+    covered: np.ndarray
     precision: dict[str, np.ndarray]
     conditions: Conditions
 

@@ -63,7 +63,10 @@ class Run:
     def precision_at_50(self) -> dict[str, np.ndarray]:
         """'all' or bin -> (101,) precision at IoU 0.50 by recall, mean over seeds."""
         thresholds = self.conditions.iou_thrs
-        place = next((i for i, x in enumerate(thresholds) if math.isclose(x, 0.5)), None)
+        place = next(
+            (i for i, x in enumerate(thresholds) if math.isclose(x, 0.5, rel_tol=0, abs_tol=1e-9)),
+            None,
+        )
         if place is None:
             return {}
         return {

@@ -33,7 +33,7 @@ _EXPECTED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Source:
     """Results of one model: a file for every seed.
 
     Attributes:
@@ -49,7 +49,7 @@ class Run:
     notes: tuple[str, ...] = ()
 
 
-def find_runs(arguments: Sequence[str | os.PathLike], iou_type: str = "bbox") -> list[Run]:
+def find_runs(arguments: Sequence[str | os.PathLike], iou_type: str = "bbox") -> list[Source]:
     """Finds the files that arguments name.
 
     Args:
@@ -57,7 +57,7 @@ def find_runs(arguments: Sequence[str | os.PathLike], iou_type: str = "bbox") ->
             mmdet's ``tools/test.py --out``, an ``outfile_prefix`` of mmdet's (``work_dirs/x/res``
             for ``work_dirs/x/res.bbox.json``), or a folder with one results file, or with
             one for each seed: files in it, or one in each sub-folder, whose names differ by a
-            number alone (``seed0``, ``seed1``).
+            number alone (``seed0``, ``seed1``). Several paths with commas between are seeds, too.
         iou_type: 'bbox' or 'segm': which is taken where a folder or prefix has both.
 
     Returns:
@@ -91,7 +91,12 @@ def find_runs(arguments: Sequence[str | os.PathLike], iou_type: str = "bbox") ->
                 raise ValueError(f"{file} is given twice, by {' and '.join(both)}")
             origin[key] = argument
     names = _unique(names, [_labels(path, files) for path, files, *_ in found])
-    return [Run(name, *rest) for name, (_, *rest) in zip(names, found, strict=True)]
+    return [Source(name, *rest) for name, (_, *rest) in zip(names, found, strict=True)]
+
+
+def find_files(path: str | os.PathLike, iou_type: str = "bbox") -> tuple[Path, ...]:
+    """Results files of one argument of :func:`find_runs` without a name, one for each seed."""
+    return _find(Path(path).expanduser(), iou_type)[0]
 
 
 def _split(argument: str) -> tuple[str | None, Path]:
@@ -127,6 +132,14 @@ def _find(path: Path, iou_type: str) -> tuple[tuple[Path, ...], tuple[str, ...],
     """Files of a path, what tells them apart, and notes."""
     if path.is_dir():
         return _seeds(path, iou_type)
+    if "," in os.fspath(path) and not path.exists():
+        parts = [_find(Path(x).expanduser(), iou_type) for x in os.fspath(path).split(",")]
+        files = [file for x in parts for file in x[0]]
+        return (
+            tuple(files),
+            tuple(map(str, range(len(files)))),
+            tuple(n for x in parts for n in x[2]),
+        )
     if not path.exists():
         path = _of_prefix(path, iou_type)
     if not path.is_file():
@@ -134,7 +147,10 @@ def _find(path: Path, iou_type: str) -> tuple[tuple[Path, ...], tuple[str, ...],
     kind = _kind(path)
     if kind.problem and not kind.plausible:
         raise ValueError(f"{path} {kind.problem}: {_EXPECTED}")
-    return (path,), (_stem(path) or path.stem,), ()
+    notes = ()
+    if iou_type == "bbox" and _shape(path) == "segm":
+        notes = (f"{path} is called segm, but boxes are evaluated; --iou-type segm takes masks.",)
+    return (path,), (_stem(path) or path.stem,), notes
 
 
 def _of_prefix(prefix: Path, iou_type: str) -> Path:
@@ -256,7 +272,8 @@ def _seeds(
         which = _some(_names(direct, folder)) if direct else f"in {_some(sorted(groups))}"
         raise ValueError(
             f"{folder} has several results, {which}, whose names do not say that they are seeds of "
-            "one run; name one of them, or let the names differ by the seed alone (seed0, seed1)"
+            "one run; name one of them, list the seeds (name=a.json,b.json), or call them seed0, "
+            "seed1"
         )
     files = [_one(groups[x], iou_type, folder if direct else folder / x) for x in order]
     rest = [] if direct else [x.name for x in _entries(folder) if x.is_dir()]

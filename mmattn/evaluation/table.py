@@ -19,7 +19,7 @@ from mmattn.evaluation.bins import MAX_SIZE
 from mmattn.evaluation.result import FIGURES, Conditions, Result
 
 if TYPE_CHECKING:
-    from mmattn.evaluation.compare import Comparison
+    from mmattn.evaluation.comparison import Comparison
     from mmattn.evaluation.run import Run
     from mmattn.evaluation.statistics import Difference
 
@@ -50,7 +50,7 @@ def class_table(result: Result | Run) -> RenderableType:
         if result is not first:
             ap = result.class_ap[name]
         cells = (f"{percent(ap[size])} ({x.num_objects})" for size, x in sizes.items())
-        table.add_row(Text(name), *cells)
+        table.add_row(_name(name), *cells)
     title = Text(f"AP by class and size (number of objects): {first.conditions.iou_type}, %")
     return Group(title, table)
 
@@ -77,7 +77,7 @@ def runs_table(runs: Sequence[Run]) -> RenderableType:
                     cell += f" ({signed(value - runs[0].figures[size][figure])})"
                 cells.append(cell)
             what = (size, str(num_objects)) if n == 0 else ("", "")
-            table.add_row(*what, Text(run.name), *cells)
+            table.add_row(*what, _name(run.name), *cells)
     ranges = [f"{x} {size_range(conditions, x)}" for x in conditions.size_bins]
     header = size_header(conditions)
     explanation = [f"{header[0].upper()}{header[1:]}: {', '.join(ranges)}."]
@@ -111,7 +111,7 @@ def class_comparison_table(comparison: Comparison) -> RenderableType:
     for name, row in comparison.per_class.items():
         cells = [difference_cells(x)[:2] for x in row.values()]
         have = (NOT_AVAILABLE, "")
-        table.add_row(Text(name), *(f"{x} ({y})" if y not in have else x for x, y in cells))
+        table.add_row(_name(name), *(f"{x} ({y})" if y not in have else x for x, y in cells))
     return Group(Text(f"AP of each class: {comparison.heading}"), table)
 
 
@@ -142,7 +142,9 @@ def percent(value: float | None) -> str:
 def signed(value: float) -> str:
     """A difference of fractions in percent points, with its sign."""
     text = f"{100 * value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
+    if text in ("+0.0", "-0.0"):  # an interval that ends just beside 0 leaves it out
+        text = f"{100 * value:+.2f}"
+    return "0.0" if text in ("+0.00", "-0.00") else text
 
 
 def p_value(p: float) -> str:
@@ -194,6 +196,11 @@ def size_range(conditions: Conditions, name: str) -> str:
         return "any"
     low, high = conditions.size_bins[name]
     return f"{low:.10g} or more" if high >= MAX_SIZE else f"{low:.10g} to {high:.10g}"
+
+
+def _name(text: str) -> Text:
+    """A name that cannot break its row."""
+    return Text(" ".join(text.replace("|", "\\|").split()))
 
 
 def _table(*headers: str) -> Table:

@@ -15,7 +15,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from mmattn.inspection import attention_option, checkpoint_file, config_file
+from mmattn.inspection import attention_option, checkpoint_file, config_file, evaluators
 from mmattn.inspection._console import PreflightError, is_first_process, say, warn
 
 __all__ = [
@@ -284,6 +284,7 @@ def build_runner(cfg):
 
     with build.explained(cfg):
         runner = _build_runner(cfg)
+    evaluators.check_evaluators(cfg)
     check_insertions(runner.model)
     return runner
 

@@ -72,3 +72,17 @@ def test_presets_in_px_do_not_fit_shares(preset):
         parse_bins(preset, "sqrt-relative")
     with pytest.raises(ValueError, match="size_by must be one of area, bbox, sqrt-relative"):
         parse_bins(preset, "box")
+
+
+@pytest.mark.parametrize("bins", ["a:0-16", "a:0-16^2,b:16^2-", [("a", 2, None)]])
+def test_pixels_are_no_shares(bins):
+    with pytest.raises(ValueError, match="'a' is .* measures shares of the image's side, 0 to 1"):
+        parse_bins(bins, "sqrt-relative")
+    parse_bins([("a", 0.5, 1)], "sqrt-relative")
+
+
+def test_a_list_of_texts():
+    # what --cfg-options size_bins=tiny:0-16^2,rest:16^2- gives
+    assert parse_bins(["tiny:0-16^2", "rest:16^2-"]) == parse_bins("tiny:0-16^2,rest:16^2-")
+    with pytest.raises(ValueError, match="overlap"):
+        parse_bins(["tiny:0-16^2", "rest:10^2-"])

@@ -18,6 +18,7 @@ from made_detectors import (
 
 from mmattn.evaluation import compare, evaluate
 from mmattn.evaluation.result import FIGURES
+from mmattn.evaluation.table import signed
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_many_sizes_are_not_many_chances():
     assert chance[0].endswith(f"adjusted p = {5 * x.p:.3f}).")
 
 
-@pytest.mark.parametrize("images", [4, 5])
+@pytest.mark.parametrize("images", [4, 5, 20])
 def test_few_images_say_nothing_about_others(images):
     truth = {**TRUTH, "annotations": TRUTH["annotations"][: 6 * images]}
     found = [x for x in CANDIDATE if x["image_id"] <= images]
@@ -148,6 +149,9 @@ def test_few_images_say_nothing_about_others(images):
     assert math.isnan(comparison.ap.low) == math.isnan(comparison.ap.p) == (images == 4)
     few = " (only 24 objects)" if images == 4 else ""  # 30 are not called few
     assert comparison.words[0].startswith(f"All sizes{few}: ")
+    assert comparison.num_images["all"] == images
+    assert ("no verdict, as only 5 images" in comparison.words[0]) == (images == 5)
+    assert ("All sizes: better: " in comparison.words[0]) == (images == 20)
     too_few = comparison.words[0].endswith("AP; too few images with objects for an interval.")
     assert too_few == (images == 4)
     # of a class, its own images count
@@ -220,8 +224,74 @@ def test_classes_of_few_objects_are_named():
     assert "fewer" not in words[1]
 
 
+def test_sizes_that_nobody_finds_say_nothing():
+    found = [[x for x in y if x["bbox"][2] > 50] for y in (BASELINE, CANDIDATE)]
+    words = compare(TRUTH, *found, replicates=40).words
+    assert words[1] == "Small: neither run finds any."
+    assert words[3].startswith("Large: ")
+
+
+def test_an_interval_beside_0_does_not_read_as_0():
+    assert [signed(x) for x in (0.0123, -0.0004, 0.00004, 0, -0.01)] == [
+        "+1.2",
+        "-0.04",
+        "0.0",
+        "0.0",
+        "-1.0",
+    ]
+
+
+def test_level():
+    wide = compare(TRUTH, BASELINE, CANDIDATE, replicates=400, level=0.95)
+    narrow = compare(TRUTH, BASELINE, CANDIDATE, replicates=400, level=0.5)
+    for size, row in rows(wide).items():
+        x, y = row.ap, rows(narrow)[size].ap
+        assert x.low < y.low < y.value < y.high < x.high
+        assert x.p == y.p
+    assert "(50 % interval" in narrow.words[0]
+    # the level is the limit of p, too
+    other = detections(TRUTH, PLAIN, seed=8)
+    p = compare(TRUTH, BASELINE, other, replicates=400, level=0.5).ap.p
+    for level in (0.5, 0.95):
+        words = compare(TRUTH, BASELINE, other, replicates=400, level=level).words
+        assert ("no difference shown" in words[0]) == (p > 1 - level)
+
+
+def test_images_that_one_run_lacks():
+    half = [x for x in CANDIDATE if x["image_id"] > 30]
+    comparison = compare(TRUTH, BASELINE, half, replicates=40)
+    assert comparison.one_sided == (30, 0)
+    line = "On 30 of 60 images with objects only baseline has detections: are both the results of "
+    assert any(x.startswith(line) for x in comparison.words)
+    some = [x for x in CANDIDATE if x["image_id"] > 5]
+    assert not any(
+        "only baseline" in x for x in compare(TRUTH, BASELINE, some, replicates=40).words
+    )
+
+
+def test_crowds_are_no_objects():
+    truth = json.loads(json.dumps(TRUTH))
+    for x in truth["annotations"]:
+        x["iscrowd"] = int(x["image_id"] > 10)
+    result = evaluate(truth, BASELINE)
+    assert (result.num_objects, result.conditions.num_crowds) == (60, 300)
+    assert sum(x.num_objects for x in result.per_class.values()) == 60
+    comparison = compare(truth, BASELINE, CANDIDATE, replicates=40)
+    assert comparison.num_images == {"all": 10, "small": 10, "medium": 10, "large": 10}
+
+
+def test_seeds_that_do_not_vary():
+    # two seeds whose figures are equal, found on other boxes: no spread, no interval
+    found = [[{**x, "score": x["score"] / n} for x in CANDIDATE] for n in (1, 2)]
+    empty = [[{**CANDIDATE[0], "bbox": [470, 470, n, 1]}] for n in (1, 2)]
+    comparison = compare(TRUTH, empty, empty, replicates=40)
+    assert comparison.ap.p == 1
+    assert "too few" not in " ".join(comparison.words)
+    assert compare(TRUTH, BASELINE, found, replicates=40).heading.endswith("and the seeds")
+
+
 def test_bad_results():
     with pytest.raises(ValueError, match=r"detections\[0\] with image_id 999"):
         compare(TRUTH, BASELINE, [{**CANDIDATE[0], "image_id": 999}])
-    with pytest.raises(FileNotFoundError, match=r"'none.json' does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"'none.json' do not exist"):
         compare(TRUTH, BASELINE, "none.json")

@@ -666,6 +666,37 @@ def test_bad_files(tmp_path):
         evaluate(BY_HAND[0], {})
 
 
+def test_a_folder_and_a_prefix(tmp_path):
+    truth, found = copy.deepcopy(BY_HAND)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/results.bbox.json").write_text(json.dumps(found))
+    expected = figures_of(evaluate(truth, found))
+    assert figures_of(evaluate(truth, tmp_path / "run/results")) == expected
+    assert figures_of(evaluate(truth, str(tmp_path / "run"))) == expected
+    for seed in range(2):
+        (tmp_path / f"seeds/seed{seed}").mkdir(parents=True)
+        (tmp_path / f"seeds/seed{seed}/a.json").write_text(json.dumps(found))
+    with pytest.raises(
+        ValueError, match=r"seeds has results of 2 seeds; .* such as .*seed0/a.json"
+    ):
+        evaluate(truth, tmp_path / "seeds")
+
+
+def test_pycocotools_own_objects():
+    truth, found = copy.deepcopy(BY_HAND)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        results = coco.loadRes(copy.deepcopy(found))
+    assert figures_of(evaluate(coco, results)) == figures_of(evaluate(*BY_HAND))
+
+
+def test_what_is_shown_of_a_result_is_the_table():
+    result = evaluate(*BY_HAND)
+    assert repr(result) == str(result) == result.table()
+
+
 def test_importing_is_light():
     code = (
         "import sys, mmattn.evaluation as e; e.evaluate, e.Result\n"

@@ -130,7 +130,7 @@ def test_differences_and_p():
         "0.071",
     )
     assert difference_cells(Difference(nan, nan, nan, nan, nan)) == ("n/a", "n/a", "n/a")
-    assert difference_cells(Difference(-0.0004, nan, nan, nan, nan)) == ("0.0", "n/a", "n/a")
+    assert difference_cells(Difference(-0.0004, nan, nan, nan, nan)) == ("-0.04", "n/a", "n/a")
     assert [p_value(x) for x in (0.0004, 0.01234, 0.5, 1, nan)] == [
         "<0.001",
         "0.012",
@@ -142,3 +142,13 @@ def test_differences_and_p():
 
 def test_other_thresholds_are_in_the_heading():
     assert "1 image, IoU 0.5, 0.75\n" in render(size_table(result(iou_thrs=[0.5, 0.75])))
+
+
+def test_a_name_cannot_break_its_row():
+    lines = render(class_table(result(name="a|b\nc"))).splitlines()
+    assert lines[4].startswith("| a\\|b c         | 60.0 (1) |")
+
+
+def test_the_class_table_of_seeds_has_their_mean():
+    text = render(class_table(run("seeds", [0, 0, 20, 15], [0, 0, 20, 20])))
+    assert "| cat   | 80.0 (1) | 80.0 (1) |" in text

@@ -358,3 +358,26 @@ def test_a_seed_without_results_is_named():
     (run,) = find_runs(["sge"])
     assert run.seed_names == ("seed0", "seed2")
     assert run.notes == ("sge/seed1 has no results of 'bbox': left out.",)
+
+
+def test_seeds_in_a_list():
+    write("train/predictions.json", "train2/predictions.json", "b/results.bbox.json")
+    (run,) = find_runs(["sge=train/predictions.json,train2,b/results"])
+    assert run.name == "sge"
+    assert [str(x) for x in run.files] == [
+        "train/predictions.json",
+        "train2/predictions.json",
+        "b/results.bbox.json",
+    ]
+    assert run.seed_names == ("0", "1", "2")
+    with pytest.raises(FileNotFoundError, match="none.json"):
+        find_runs(["sge=train/predictions.json,none.json"])
+
+
+def test_masks_by_name_evaluated_as_boxes_are_noted():
+    write("a.segm.json")
+    (run,) = find_runs(["a.segm.json"])
+    assert run.notes == (
+        "a.segm.json is called segm, but boxes are evaluated; --iou-type segm takes masks.",
+    )
+    assert find_runs(["a.segm.json"], "segm")[0].notes == ()

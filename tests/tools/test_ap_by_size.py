@@ -1,6 +1,7 @@
 """tools/ap_by_size.py: what a user sees, with good and with bad input."""
 
 import csv
+import html
 import importlib.util
 import json
 import math
@@ -128,6 +129,62 @@ def test_per_class(run):
     assert re.search(r"\| dog   \| \+\d+\.\d \([+-]\d+\.\d to \+\d+\.\d\) ", text)
 
 
+def test_options_reach_every_output(run, files, tmp_path):
+    out = [tmp_path / f"r{suffix}" for suffix in (".json", ".csv", ".html")]
+    run(
+        "gt.json", "seeds", "new=candidate.json", "--per-class", "--replicates", 100, "--seed", 3,
+        "--level", 0.8, "--max-dets", 3, "--out", *out,
+    )  # fmt: skip
+    seeds = [detections(TRUTH, PLAIN, seed=seed + 5) for seed in range(3)]
+    comparison = compare(
+        TRUTH, seeds, CANDIDATE, replicates=100, seed=3, level=0.8, max_dets=3, per_class=True,
+        names=("seeds", "new"),
+    )  # fmt: skip
+    data = json.loads(out[0].read_text())
+    assert data["comparisons"] == [json.loads(comparison.to_json())]
+    assert [x["name"] for x in data["runs"][0]["results"]] == [f"seeds/seed{n}" for n in range(3)]
+    assert data["runs"][0]["std"]["small"]["AP"] == comparison.baseline_run.std["small"]["AP"]
+    assert data["errors"]["new"]["max_dets"] == 3
+    rows = list(csv.DictReader(out[1].read_text().splitlines()))
+    large = [x for x in rows if (x["run"], x["class"], x["size"]) == ("seeds", "all", "large")]
+    assert [float(x["std"]) for x in large] == list(comparison.baseline_run.std["large"].values())
+    assert {(x["low_limit"], x["high_limit"], x["difference"]) for x in large} == {
+        ("9216.0", "", "")
+    }
+    page = out[2].read_text()
+    for words in comparison.words:
+        assert html.escape(words, quote=True).replace("&#x27;", "&#39;") in page
+    assert "80 % interval" in page
+    assert str(files / "seeds/seed1.bbox.json") in page or "seeds/seed1.bbox.json" in page
+
+
+def test_a_console_that_cannot_write_a_name(files, tmp_path):
+    truth = json.loads(json.dumps(TRUTH))
+    truth["categories"][0]["name"] = "猫"
+    (files / "cats.json").write_text(json.dumps(truth))
+    out = tmp_path / "x.md"
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "cats.json", "baseline.json", "--per-class", "--out", out],
+        cwd=files,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "| \\u732b" in done.stdout
+    assert "| 猫" in out.read_text(encoding="utf-8")
+
+
+def test_images_of_one_bin(run, tmp_path):
+    for size in ("small", "large"):
+        run(
+            "gt.json", "baseline.json", "candidate.json", "--replicates", 0, "--num-images", 2,
+            "--image-bin", size, "--pictures", tmp_path / size,
+        )  # fmt: skip
+    small, large = ((tmp_path / size / "image_01.jpg").read_bytes() for size in ("small", "large"))
+    assert small != large
+
+
 def test_files(run, files, tmp_path):
     out = [tmp_path / f"report{suffix}" for suffix in (".md", ".csv", ".json", ".html")]
     text = run(
@@ -179,33 +236,6 @@ def test_a_page_of_one_result(run, tmp_path):
     page = tmp_path / "one.html"
     run("gt.json", "baseline.json", "--out", page)
     assert "Precision and recall" in page.read_text()
-
-
-def test_the_curve_of_a_run_lies_in_its_band(tool, files, tmp_path):
-    from mmattn.evaluation.bootstrap import draw
-    from mmattn.evaluation.curves import size_curve
-    from mmattn.evaluation.data import load_detections, load_ground_truth
-
-    truth = load_ground_truth(TRUTH)
-    curve = size_curve(
-        "x",
-        truth,
-        [load_detections(BASELINE, truth)],
-        draw(60, 100, 0),
-        iou_thrs=[0.5],
-        max_dets=100,
-    )
-    have = ~np.isnan(curve.ap)
-    assert have.sum() >= 12
-    assert (np.array(curve.low)[have] < curve.ap[have]).all()
-    assert (np.array(curve.high)[have] > curve.ap[have]).all()
-    # each point is an ordinary evaluation of its window
-    for p in (3, 8, 14):
-        side = curve.size[p]
-        window = [("window", side**2 / 2, side**2 * 2)]
-        point = evaluate(TRUTH, BASELINE, window, iou_thrs=[0.5]).by_size["window"]
-        assert point.ap == pytest.approx(curve.ap[p], abs=1e-9)
-        assert point.num_objects == curve.num_objects[p]
 
 
 def test_no_framework_is_loaded(files):
@@ -312,12 +342,13 @@ def bad(files):
         (["gt.json", "baseline.json", "--out", "gt.json"], "gt.json is one of the inputs"),
         (["gt.json", "baseline.json", "--out", "./baseline.json"], "is one of the inputs"),
         (["gt.json", "baseline.json", "--out", "read_only.csv"], "there already, and read-only"),
+        (["gt.json", "baseline.json", "--image-bin", "tiny"], "the bins are small, medium, large"),
         (["gt.json", "copies"], "copies/seed1 has the same detections as copies/seed0; seeds"),
         (["gt.json", "baseline.json", "--level", "95"], "between 0 and 1"),
         (["gt.json", "baseline.json", "candidate.json", "--replicates", "5"], "from 40 on"),
         (
             ["gt.json", "baseline.json", "--size-by", "sqrt-relative", "--bins", "a:0-1,b:32^2-"],
-            "'b' begins at 1024, but size_by 'sqrt-relative' measures shares",
+            "'b' is 1024 to no limit, but size_by 'sqrt-relative' measures shares",
         ),
         (["gt.json"], "RESULTS"),
     ],
