@@ -412,7 +412,7 @@ def _pictures(report: Report) -> list[_Picture]:
             "costs depends on the others, so they do not add up. Points, without intervals."
         )
         if any(run.seeds > 1 and run.name in report.errors for run in report.runs):
-            caption += " With several seeds, the error types are those of a run's first seed."
+            caption += " With several seeds, means over them."
         figure = plots.plot_errors(report.errors, objects, runs=names)
         add("Where the errors come from, by size", figure, caption)
     return pictures

@@ -402,7 +402,7 @@ def _add_pictures(
     from mmattn.evaluation.differences import differing_images
     from mmattn.evaluation.drawing import draw_all
     from mmattn.evaluation.overlaps import overlaps
-    from mmattn.evaluation.tide import error_types
+    from mmattn.evaluation.tide import error_types, mean_errors
 
     truth, runs, options = report.truth, report.runs, report.options
     bins = runs[0].conditions.size_bins
@@ -424,9 +424,8 @@ def _add_pictures(
             )
         )
         progress.stage(f"error types of {run.name}")
-        report.errors[run.name] = error_types(
-            truth, seeds[0], overlaps(truth, seeds[0]), bins, max_dets
-        )
+        errors = [error_types(truth, x, overlaps(truth, x), bins, max_dets) for x in seeds]
+        report.errors[run.name] = errors[0] if len(errors) == 1 else mean_errors(errors)
     for run, seeds in zip(runs[1:], found[1:], strict=True):
         if not options.num_images:
             break

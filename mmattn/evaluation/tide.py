@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class SizeErrors:
 
     ap50: float
     delta_ap: dict[str, float]
-    counts: dict[str, int]
+    counts: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,20 @@ class Errors:
                 for name, x in self.by_size.items()
             },
         }
+
+
+def mean_errors(seeds: Sequence[Errors]) -> Errors:
+    """Mean over several seeds of a run: of AP50, of gains, and of counts, which may be fractions."""
+    first = seeds[0]
+    by_size = {}
+    for name, x in first.by_size.items():
+        rows = [seed.by_size[name] for seed in seeds]
+        by_size[name] = SizeErrors(
+            ap50=float(np.mean([row.ap50 for row in rows])),
+            delta_ap={key: float(np.mean([row.delta_ap[key] for row in rows])) for key in x.delta_ap},
+            counts={key: float(np.mean([row.counts[key] for row in rows])) for key in x.counts},
+        )
+    return dataclasses.replace(first, by_size=by_size)
 
 
 def error_types(

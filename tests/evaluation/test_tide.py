@@ -17,7 +17,14 @@ from pycocotools.cocoeval import COCOeval
 from mmattn.evaluation.bins import ALL
 from mmattn.evaluation.data import load_detections, load_ground_truth
 from mmattn.evaluation.overlaps import Overlaps, overlaps
-from mmattn.evaluation.tide import ERROR_TYPES, SPECIAL_TYPES, error_types
+from mmattn.evaluation.tide import (
+    ERROR_TYPES,
+    SPECIAL_TYPES,
+    Errors,
+    SizeErrors,
+    error_types,
+    mean_errors,
+)
 
 EVERYTHING = (ALL.low, ALL.high)
 SMALL_LARGE = {"small": (0, 500), "large": (500, 1e10)}
@@ -830,3 +837,20 @@ def test_overlaps_of_other_data():
     for bad in (Overlaps(np.zeros(2), ious.starts), Overlaps(ious.iou, ious.starts + 1)):
         with pytest.raises(ValueError, match="the overlaps are not those of this ground truth"):
             error_types(ground_truth, detections, bad, {})
+
+
+def test_the_mean_over_seeds():
+    made = [
+        Errors(
+            by_size={"all": SizeErrors(ap50=x, delta_ap={"Cls": x / 2}, counts={"Cls": int(10 * x)})},
+            pos_thr=0.5,
+            bg_thr=0.1,
+            max_dets=100,
+        )
+        for x in (0.2, 0.5)
+    ]
+    mean = mean_errors(made)
+    assert mean.by_size["all"].ap50 == pytest.approx(0.35)
+    assert mean.by_size["all"].delta_ap == {"Cls": pytest.approx(0.175)}
+    assert mean.by_size["all"].counts == {"Cls": 3.5}
+    assert (mean.pos_thr, mean.max_dets) == (0.5, 100)
