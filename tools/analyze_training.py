@@ -1,8 +1,9 @@
 """Plots loss and AP by size over the epochs of one or several trainings, and prints a table.
 
 A run is a work dir of mmengine: vis_data/scalars.json of each start of the training and, where the
-metric was mmattn.CocoSizeMetric, ap_by_size_val_*.json. A training that was resumed is one run, and
-one that is still going on is shown as far as it is.
+metric was mmattn.CocoSizeMetric, ap_by_size_val_*.json. A training that was resumed is one run, one
+that is still going on is shown as far as it is. A folder of work dirs seed0, seed1, ... is one
+run: the mean over the seeds.
 
 Example: python tools/analyze_training.py work_dirs/plain SGE=work_dirs/sge --out curves.png
 """
@@ -10,6 +11,7 @@ Example: python tools/analyze_training.py work_dirs/plain SGE=work_dirs/sge --ou
 from __future__ import annotations
 
 import argparse
+import sys
 import os
 
 from mmattn.inspection import preflight
@@ -31,14 +33,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--name", nargs="+", metavar="NAME", help="names of all runs, in their order"
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="draw the curves: .png, .svg, .pdf, or .html with the table"
+        "--out",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="draw the curves: .png, .svg, .pdf, or .html with the table; several if wanted",
     )
     parser.add_argument(
         "--metric",
         nargs="+",
         metavar="NAME",
-        help="what to show: AP, AP50, AP75, AR (segm_AP for masks) overall and by size; or names "
-        "from scalars.json, such as loss_cls, lr, cat_precision_s; default: loss AP",
+        help="what to show: AP, AP50, AP75, AR (segm_AP for masks) overall and by size, AP_small "
+        "of one size; or names from scalars.json, such as loss_cls, lr, cat_precision_s; "
+        "default: loss AP",
     )
     parser.add_argument(
         "--axis",
@@ -53,6 +60,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):  # names that the console cannot write
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     with preflight.guard("analyze_training.py"):
         # matplotlib and numpy wait until the options are known to be right
         from mmattn.evaluation import training_curves
@@ -64,8 +74,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def show(args: argparse.Namespace, curves) -> None:
-    if args.out:
-        curves.check_output(args.out)
+    for out in args.out:
+        curves.check_output(out)
     paths, names = [], []
     for i, text in enumerate(args.work_dirs):
         name, separator, path = text.partition("=")
@@ -73,13 +83,16 @@ def show(args: argparse.Namespace, curves) -> None:
             name, path = "", text
         paths.append(path)
         names.append(args.name[i] if args.name else name)
+    real = [os.path.realpath(path) for path in paths]
+    if twice := [path for path, x in zip(paths, real, strict=True) if real.count(x) > 1]:
+        raise PreflightError(f"{twice[0]} is given twice; name every run once")
     names = [n or own for n, own in zip(names, curves.run_names(paths), strict=True)]
     if twice := [name for name in names if names.count(name) > 1]:
         raise PreflightError(f"two runs are called {twice[0]}; give each a name: NAME=WORK_DIR")
     runs = []
     for path, name in zip(paths, names, strict=True):
         run = curves.read_run(path, name)
-        if run.training or run.evaluations:
+        if run.has_logged:
             runs.append(run)
         else:
             warn(f"{name}: nothing is logged in {path} yet, left out")
@@ -91,8 +104,10 @@ def show(args: argparse.Namespace, curves) -> None:
     notes = "".join(f"\nnote: {note}" for note in curves.comparison_notes(runs, axis))
     say(text + notes)
     if args.out:
-        curves.save(curves.draw(runs, panels, axis), args.out, text + notes)
-        say(f"written to {args.out}")
+        figure = curves.draw(runs, panels, axis)
+        for out in args.out:
+            curves.save(figure, out, text + notes)
+        say(f"written to {', '.join(args.out)}")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,9 @@ def mean_errors(seeds: Sequence[Errors]) -> Errors:
         rows = [seed.by_size[name] for seed in seeds]
         by_size[name] = SizeErrors(
             ap50=float(np.mean([row.ap50 for row in rows])),
-            delta_ap={key: float(np.mean([row.delta_ap[key] for row in rows])) for key in x.delta_ap},
+            delta_ap={
+                key: float(np.mean([row.delta_ap[key] for row in rows])) for key in x.delta_ap
+            },
             counts={key: float(np.mean([row.counts[key] for row in rows])) for key in x.counts},
         )
     return dataclasses.replace(first, by_size=by_size)

@@ -842,7 +842,9 @@ def test_overlaps_of_other_data():
 def test_the_mean_over_seeds():
     made = [
         Errors(
-            by_size={"all": SizeErrors(ap50=x, delta_ap={"Cls": x / 2}, counts={"Cls": int(10 * x)})},
+            by_size={
+                "all": SizeErrors(ap50=x, delta_ap={"Cls": x / 2}, counts={"Cls": int(10 * x)})
+            },
             pos_thr=0.5,
             bg_thr=0.1,
             max_dets=100,

@@ -165,6 +165,14 @@ def test_evaluations_between_logged_iterations_are_placed_by_their_files(tmp_pat
     assert "ap_by_size_val_iter_7.json is not a file of CocoSizeMetric" in note
 
 
+def test_an_evaluation_before_any_iteration_is_logged(tmp_path):
+    folder = write_start(tmp_path / "a", [evaluation(4)])
+    figures_file(folder, 4, None, 0.25)
+    run = curves.read_run(tmp_path / "a")
+    assert curves.choose_axis([run]) == "iteration"
+    assert shown(run, "AP", "iteration") == [[4], [25]]
+
+
 def test_a_file_belongs_to_the_evaluation_of_its_iteration(tmp_path):
     events = [
         *(iteration(100, 1.0), evaluation(0, 0.1)),
@@ -349,6 +357,177 @@ def test_runs_that_are_not_comparable(tmp_path, bins, objects, size_by, match):
         assert re.search(match, note)
 
 
+def test_mmdets_coco_metric_has_cocos_limits(tmp_path):
+    write_start(tmp_path / "mmdet", [iteration(10, 1.0, 1), evaluation(1, 0.5)])
+    for name in ("other", "another"):
+        folder = write_start(tmp_path / name, [iteration(10, 1.0, 1)])
+        figures_file(folder, 10, 1, 0.5, {"small": (576, 1600), "rest": (1600, 1e10)})
+    runs = [curves.read_run(tmp_path / name) for name in ("mmdet", "other", "another")]
+    runs[0].name = r"$\no$ formula"
+    notes = curves.not_comparable(runs)
+    said = "are not comparable: 'small' is 0 to 1024 (area) in the first, 576 to 1600 (area) in "
+    assert notes == [rf"$\no$ formula and {name} {said}the second" for name in ("other", "another")]
+    assert curves.not_comparable(runs[1:]) == []
+    assert all(note in curves.comparison_notes(runs) for note in notes)
+    panels = curves.choose_panels(runs, ["AP"])
+    assert [p.title for p in panels] == [
+        *("AP", "AP small", "AP medium (32² to 96² px²)", "AP large (96² px² or more)"),
+        "AP rest (40² px² or more)",
+    ]
+    assert "small (0 to 32² px²)" in curves.choose_panels(runs[:1], ["AP"])[1].title
+    figure = curves.draw(runs, panels, "epoch")
+    figure.draw_without_rendering()
+    text = " ".join(figure.get_supxlabel().split())
+    assert all(note in text for note in notes)
+    for i in range(5):
+        runs.append(curves.Run(f"run {i}", [], runs[1].evaluations, runs[1].bins, "area"))
+    text = curves.draw(runs, panels, "epoch").get_supxlabel()
+    assert text.endswith("\n4 more runs are not comparable, see the notes")
+    losses = curves.draw(runs, curves.choose_panels(runs, ["loss"]), "epoch")
+    assert "comparable" not in losses.get_supxlabel()
+
+
+def test_bins_are_those_of_what_is_shown(tmp_path):
+    for time, high in (("20260101_000000", 256), ("20260102_000000", 400)):
+        folder = write_start(tmp_path / "a", [iteration(10, 1.0, 1)], time)
+        figures_file(folder, 10, 1, 0.5, {"tiny": (0, high)})
+        (folder / "ap_by_size_val_iter_7.json").write_text("[]")
+    run = curves.read_run(tmp_path / "a")
+    assert curves.choose_panels([run], ["AP_tiny"])[0].title == "AP tiny (0 to 20² px²)"
+    # without those on the start that was discarded
+    assert len(run.notes) == 2
+    assert all("20260102_000000" in note for note in run.notes)
+    # where it was resumed with others, it is said
+    folder = write_start(tmp_path / "a", [iteration(20, 1.0, 2)], "20260103_000000")
+    figures_file(folder, 20, 2, 0.5, {"tiny": (0, 900)})
+    run = curves.read_run(tmp_path / "a")
+    assert curves.choose_panels([run], ["AP_tiny"])[0].title == "AP tiny (0 to 30² px²)"
+    assert "bins were changed when it was resumed" in run.notes[-1]
+
+
+# --- what to show --------------------------------------------------------------------------
+
+
+def boxes_and_masks(tmp_path, name="both"):
+    """Boxes 0.5 and masks 0.25, as CocoSizeMetric names them, in scalars.json and the file."""
+    both = {
+        "coco/bbox_mAP": 0.5,
+        "coco/bbox_cat_precision": 0.5,
+        "coco/bbox_cat_precision_s": 0.5,
+        "coco/segm_mAP": 0.25,
+        "coco/segm_cat_precision": 0.25,
+        "coco/segm_cat_precision_s": 0.25,
+    }
+    write_start(tmp_path / name, [iteration(10, 1.0, 1), {**both, "step": 1}])
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("file", [True, False])
+def test_classes_of_boxes_and_masks(tmp_path, file):
+    path = boxes_and_masks(tmp_path)
+    if file:
+        figures_file(path / "20260101_000000", 10, 1, 0.5)
+        (name,) = path.glob("*/ap_by_size_val_epoch_1.json")
+        content = json.loads(name.read_text())
+        masks = json.dumps(content["results"]["bbox"]).replace("0.5", "0.25")
+        content["results"]["segm"] = json.loads(masks)
+        name.write_text(json.dumps(content))
+    run = curves.read_run(path)
+    assert not any(k == "coco/cat_precision" for k in run.evaluations[0].values)
+    for metric, name, value in [
+        ("cat_precision", "bbox_cat_precision", 50),
+        ("cat_precision_s", "bbox_cat_precision_s", 50),
+        ("bbox_cat_precision", "bbox_cat_precision", 50),
+        ("segm_cat_precision", "segm_cat_precision", 25),
+        ("coco/segm_cat_precision", "coco/segm_cat_precision", 25),
+        ("AP", "AP", 50),
+        ("segm_AP", "segm AP", 25),
+    ]:
+        panel = curves.choose_panels([run], [metric])[0]
+        assert (panel.name, panel.title) == (name, name)
+        assert panel.of(run, "epoch")[1].tolist() == [value]
+
+
+def test_classes_beside_runs_with_one_metric(tmp_path):
+    boxes_and_masks(tmp_path)
+    for name in ("bbox", "segm"):
+        values = {f"coco/{name}_mAP": 0.125, "coco/cat_precision": 0.125}
+        write_start(tmp_path / name, [iteration(10, 1.0, 1), {**values, "step": 1}])
+    runs = [curves.read_run(tmp_path / name) for name in ("both", "bbox", "segm")]
+
+    def values(runs, metric):
+        (panel,) = curves.choose_panels(runs, [metric])
+        return panel.name, [panel.of(run, "epoch")[1].tolist() for run in runs]
+
+    assert values(runs, "cat_precision") == ("bbox_cat_precision", [[50], [12.5], []])
+    assert values(runs, "segm_cat_precision") == ("segm_cat_precision", [[25], [], [12.5]])
+    for run in runs[1:]:
+        assert values([run], "cat_precision") == ("cat_precision", [[12.5]])
+    with pytest.raises(curves.WorkDirError, match="--metric segm_cat_precision: no run has it"):
+        values(runs[1:2], "segm_cat_precision")
+
+
+def test_one_size(tmp_path):
+    write_start(tmp_path / "a", by_epochs())
+    run = curves.read_run(tmp_path / "a")
+    for metric in ("AP_small", "AP_s", "bbox_AP_small"):
+        assert shown(run, "AP small", metrics=[metric])[1] == pytest.approx([2, 4, 6])
+    names = [p.name for p in curves.choose_panels([run], ["AP_small", "AP"])]
+    assert names == ["AP small", "AP", "medium", "large"]  # once each
+    with pytest.raises(curves.WorkDirError, match="nearest: AP_small, AP_medium, AP_large"):
+        curves.choose_panels([run], ["AP_huge"])
+
+
+# --- several seeds -------------------------------------------------------------------------
+
+
+def test_seeds_are_one_run(tmp_path):
+    write_start(tmp_path / "sge/seed0", by_epochs(3, factor=1.0))
+    write_start(tmp_path / "sge/seed1", by_epochs(2, factor=3.0))
+    write_start(tmp_path / "sge/seed2", [])
+    run = curves.read_run(tmp_path / "sge")
+    assert run.label == "sge (2 seeds)"
+    assert run.notes == ["sge/seed2 has logged nothing yet"]
+    assert curves.choose_axis([run]) == "epoch"
+    # as far as both are
+    assert shown(run, "AP") == [[1, 2], pytest.approx([8, 16])]
+    x, y = shown(run, "loss", "iteration")
+    assert x == [40, 80, 140, 180]
+    assert y == pytest.approx([2 / i for i in x])
+    panels = curves.choose_panels([run])
+    figure = curves.draw([run], panels, "epoch")
+    ap = [line.get_ydata().tolist() for line in figure.axes[1].lines]
+    assert ap[0] == pytest.approx([4, 8, 12])
+    assert ap[1] == pytest.approx([12, 24])
+    assert ap[2] == pytest.approx([8, 16])
+    faint = [line.get_alpha() for line in figure.axes[0].lines]
+    assert [alpha is None for alpha in faint] == [False, False, True]
+    (legend,) = [ax.legend_ for ax in figure.axes if ax.legend_]
+    assert [text.get_text() for text in legend.get_texts()] == ["sge (2 seeds)"]
+    assert "of several seeds: thick the mean, faint each" in figure.get_supxlabel()
+
+
+def test_seeds_that_are_not_comparable(tmp_path):
+    for i in range(3):
+        folder = write_start(tmp_path / f"a/seed{i}", [iteration(10, 1.0, 1)])
+        figures_file(folder, 10, 1, 0.5, objects=7 + (i == 2))
+    folder = write_start(tmp_path / "b", [iteration(10, 1.0, 1)])
+    figures_file(folder, 10, 1, 0.5, objects=9)
+    notes = curves.not_comparable([curves.read_run(tmp_path / name) for name in "ab"])
+    assert [note.split(":")[0] for note in notes] == [
+        "a/seed0 and a/seed2 are not comparable",
+        "a and b are not comparable",
+    ]
+
+
+@pytest.mark.parametrize("names", [("r50", "r101"), ("plain", "sge"), ("a_seed0", "b_seed0")])
+def test_other_folders_of_work_dirs_are_no_seeds(tmp_path, names):
+    for name in names:
+        write_start(tmp_path / "all" / name, by_epochs())
+    with pytest.raises(curves.WorkDirError, match=f"name them: {sorted(names)[0]}"):
+        curves.read_run(tmp_path / "all")
+
+
 # --- tables and pictures -------------------------------------------------------------------
 
 
@@ -359,6 +538,30 @@ def test_smoothing():
 
     result = curves.smoothed(x[:3], np.array([1.0, math.inf, 3.0]), 2)
     assert result.tolist() == pytest.approx([1, NAN, 3], nan_ok=True)
+
+
+def test_losses_are_averaged_over_five_values_at_least(tmp_path):
+    losses = [float(i % 5 == 0) for i in range(12)]
+    write_start(tmp_path / "a", [iteration(5 * i, x) for i, x in enumerate(losses, 1)])
+    runs = [curves.read_run(tmp_path / "a")]
+    figure = curves.draw(runs, curves.choose_panels(runs), "iteration")
+    assert "mean over 25 iterations" in figure.get_supxlabel()
+    _, thick = figure.axes[0].lines
+    assert thick.get_ydata()[2:-2].tolist() == [0.2] * 8  # each mean is of five values
+
+
+@pytest.mark.parametrize("end", [24, 60, 240])
+def test_the_picture_is_easy_to_read(tmp_path, end):
+    events = [iteration(i, 1.0, i) for i in range(1, end + 1)]
+    write_start(tmp_path / "a", [*events, evaluation(end)])
+    runs = [curves.read_run(tmp_path / "a")]
+    figure = curves.draw(runs, curves.choose_panels(runs), "epoch")
+    figure.draw_without_rendering()
+    ticks = np.diff(figure.axes[0].get_xticks())
+    assert f"{ticks[0]:g}".rstrip("0") in ("1", "2", "5")
+    title = figure.axes[3].title.get_window_extent()
+    above = figure.axes[0].xaxis.label.get_window_extent()
+    assert above.y0 - title.y1 > title.height
 
 
 def test_the_example_in_the_docs(tmp_path, monkeypatch):
@@ -432,6 +635,7 @@ def test_files_are_whole_or_not_there(tmp_path, suffix, monkeypatch):
     write_start(tmp_path / "a", by_epochs())
     runs = [curves.read_run(tmp_path / "a", "größer <b> 時計")]
     panels = curves.choose_panels(runs, ["loss"])
+    (tmp_path / "new").mkdir()
     path = tmp_path / f"new/out{suffix}"
     curves.save(curves.draw(runs, panels, "epoch"), path, "a table <b>")
     content = path.read_bytes()
@@ -458,11 +662,14 @@ def test_files_are_whole_or_not_there(tmp_path, suffix, monkeypatch):
 
 def test_outputs_that_cannot_be(tmp_path):
     (tmp_path / "file").touch()
+    (tmp_path / "readonly.svg").touch(0o444)
     (tmp_path / "folder.png").mkdir()
     for name, match in [
         ("a.jpg", r"--out ends in .png, .svg, .pdf, .html, got .*a.jpg"),
         ("folder.png", "is a folder"),
-        ("file/a.png", "file cannot be written to"),
+        ("file/a.png", "there is no folder .*file"),
+        ("no/a.png", "there is no folder .*no$"),
+        ("readonly.svg", "readonly.svg is there already, and read-only"),
     ]:
         with pytest.raises(curves.WorkDirError, match=match):
             curves.check_output(tmp_path / name)

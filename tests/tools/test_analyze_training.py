@@ -101,8 +101,11 @@ def test_nothing_logged_yet(tmp_path, capsys):
             "--metric map: no run has it; nearest: coco/bbox_mAP, coco/bbox_mAP_s",
         ),
         (["{plain}", "--out", "curves.jpg"], "--out ends in .png, .svg, .pdf, .html, got"),
-        (["{plain}", "{plain}"], "two runs are called "),
-        (["{plain}", "a={plain}", "a={plain}"], "two runs are called a; give each a name"),
+        (["{plain}", "{plain}/"], "{plain} is given twice; name every run once"),
+        (["{plain}", "a={plain}"], "{plain} is given twice"),
+        (["a={plain}", "a={empty}"], "two runs are called a; give each a name"),
+        (["{plain}", "--out", "a.png", "no/x.png"], "--out no/x.png: there is no folder "),
+        (["{plain}", "--out", "{readonly}"], "{readonly} is there already, and read-only"),
         (["{empty}"], "no run has logged anything yet"),
         (["{iterations}", "--axis", "epoch"], "iterations was trained by iterations"),
     ],
@@ -114,6 +117,8 @@ def test_bad_input_ends_in_one_sentence(tmp_path, capsys, argv, message):
         (folder / "scalars.json").write_text(content)
     places = {x: str(tmp_path / x) for x in ("empty", "iterations")}
     places["plain"] = write_run(tmp_path / "plain")
+    places["readonly"] = str(tmp_path / "readonly.png")
+    Path(places["readonly"]).touch(0o444)
     with pytest.raises(SystemExit) as end:
         tool.main([x.format(**places) for x in argv])
     assert end.value.code == 1
@@ -122,7 +127,29 @@ def test_bad_input_ends_in_one_sentence(tmp_path, capsys, argv, message):
     assert message.format(**places) in printed.err
     last = printed.err.splitlines()[-1]
     assert last.startswith("analyze_training.py: ")
-    assert not (ROOT / "curves.jpg").exists()
+    assert not any(Path(x).exists() for x in ("curves.jpg", "a.png", "no"))
+
+
+def test_several_files(tmp_path, capsys):
+    outs = [str(tmp_path / f"curves{suffix}") for suffix in (".png", ".svg", ".html")]
+    tool.main([write_run(tmp_path / "plain"), "--out", *outs])
+    assert capsys.readouterr().out.endswith(f"written to {', '.join(outs)}\n")
+    starts = [Path(out).read_bytes()[:5] for out in outs]
+    assert starts == [b"\x89PNG\r", b"<?xml", b"<!DOC"]
+
+
+def test_a_folder_of_seeds_is_one_run(tmp_path, capsys):
+    for i, best in enumerate((0.5, 1.0)):
+        write_run(tmp_path / f"sge/seed{i}", best)
+    tool.main([str(tmp_path / "sge"), "--metric", "AP_small"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| run           |      | epoch | AP small (%) |"
+    assert lines[2:4] == [
+        "| sge (2 seeds) | last |     3 |         30.0 |",
+        "|               | best |       |     37.5 (2) |",
+    ]
+    (note,) = lines[4:]  # once, not for each seed
+    assert note.startswith("note: sge: AP rounded")
 
 
 def test_usage_errors(capsys):
@@ -149,3 +176,15 @@ def test_it_starts_without_torch(tmp_path):
     )
     assert done.stdout.splitlines()[-1] == "[]"
     assert (tmp_path / "a.svg").stat().st_size > 5000
+
+
+def test_a_console_that_cannot_write_a_name(tmp_path):
+    work_dir = write_run(tmp_path / "a")
+    done = subprocess.run(
+        [sys.executable, PATH, f"größer時={work_dir}"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gr\\xf6\\xdfer\\u6642" in done.stdout
