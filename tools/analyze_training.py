@@ -11,8 +11,8 @@ Example: python tools/analyze_training.py work_dirs/plain SGE=work_dirs/sge --ou
 from __future__ import annotations
 
 import argparse
-import sys
 import os
+import sys
 
 from mmattn.inspection import preflight
 from mmattn.inspection._console import PreflightError, say, warn
