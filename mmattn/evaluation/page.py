@@ -22,7 +22,8 @@ import jinja2
 from markupsafe import Markup
 
 from mmattn.evaluation import plots
-from mmattn.evaluation.plots import ALL, FIGURES, MINUS, NO_LIMIT, Comparison, Run, SizeCurve
+from mmattn.evaluation.bins import MAX_SIZE
+from mmattn.evaluation.plots import ALL, FIGURES, MINUS, Comparison, Run, SizeCurve
 
 NOT_AVAILABLE = "n/a"
 FEW_OBJECTS = 10  # resamples of fewer say little about how they vary
@@ -464,7 +465,7 @@ def _limits(report: Report) -> dict[str, tuple[str, ...]]:
     unit = "of the image's side" if relative else "px²"
     limits = {}
     for name, low, high in report.bins:
-        if high >= NO_LIMIT:
+        if high >= MAX_SIZE:
             limits[name] = (f"{limit(low)} {unit} or more",)
         elif low <= 0:
             limits[name] = (f"up to {limit(high)} {unit}",)

@@ -33,12 +33,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from mmattn.evaluation.bins import COCO_BINS
 from mmattn.evaluation.files import write_bytes
 
 ALL = "all"
 FIGURES = ("AP", "AP50", "AP75", "AR")
-COCO_LIMITS = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, 1e10))
-NO_LIMIT = 1e10
 MINUS = "\N{MINUS SIGN}"
 _TYPES, _SUMS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"), ("FP", "FN")
 ERRORS = {
@@ -698,7 +697,7 @@ def _size_axis(
 ) -> None:
     """Logarithmic axis of sizes with the bins' limits marked and their names above."""
     if bins is None:
-        bins = () if relative else COCO_LIMITS
+        bins = () if relative else COCO_BINS
     low, high = (sizes.min(), sizes.max()) if len(sizes) else (1, 2)
     if low == high:
         low, high = low / 2, high * 2

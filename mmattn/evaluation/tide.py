@@ -83,13 +83,10 @@ def mean_errors(seeds: Sequence[Errors]) -> Errors:
     by_size = {}
     for name, x in first.by_size.items():
         rows = [seed.by_size[name] for seed in seeds]
-        by_size[name] = SizeErrors(
-            ap50=float(np.mean([row.ap50 for row in rows])),
-            delta_ap={
-                key: float(np.mean([row.delta_ap[key] for row in rows])) for key in x.delta_ap
-            },
-            counts={key: float(np.mean([row.counts[key] for row in rows])) for key in x.counts},
-        )
+        gains = {k: float(np.mean([row.delta_ap[k] for row in rows])) for k in x.delta_ap}
+        counts = {k: float(np.mean([row.counts[k] for row in rows])) for k in x.counts}
+        ap50 = float(np.mean([row.ap50 for row in rows]))
+        by_size[name] = SizeErrors(ap50=ap50, delta_ap=gains, counts=counts)
     return dataclasses.replace(first, by_size=by_size)
 
 

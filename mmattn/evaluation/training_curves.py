@@ -30,6 +30,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from mmattn.evaluation.bins import COCO_BINS, MAX_SIZE
 from mmattn.evaluation.files import write_bytes
 from mmattn.evaluation.table import NOT_AVAILABLE, render
 
@@ -38,8 +39,7 @@ SUFFIXES = (".png", ".svg", ".pdf", ".html")
 DEFAULT_METRICS = ("loss", "AP")
 FIGURES = {"AP": "mAP", "AP50": "mAP_50", "AP75": "mAP_75", "AR": "AR"}
 COCO_SUFFIXES = {"s": "small", "m": "medium", "l": "large"}
-COCO_LIMITS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
-MAX_SIZE = 1e10  # no upper limit
+COCO_LIMITS = {name: (low, high) for name, low, high in COCO_BINS}
 
 # Okabe and Ito's colours, legible on white ones only
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
