@@ -78,7 +78,7 @@ class Errors:
 
 
 def mean_errors(seeds: Sequence[Errors]) -> Errors:
-    """Mean over several seeds of a run: of AP50, of gains, and of counts, which may be fractions."""
+    """Mean over several seeds of a run: of AP50, of gains, and of counts."""
     first = seeds[0]
     by_size = {}
     for name, x in first.by_size.items():
