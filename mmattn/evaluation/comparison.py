@@ -436,10 +436,10 @@ def _plain(x: Difference) -> dict[str, float | None]:
 
 
 def _words(comparison: Comparison) -> Iterator[str]:
-    from mmattn.evaluation.table import p_value, signed
+    from mmattn.evaluation.table import limits, p_value, signed
 
     def equals(p: float) -> str:
-        return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
+        return "p < 0.001" if p < 0.001 else f"p = {p_value(p)}"
 
     alpha, level = 1 - comparison.level + 1e-9, f"{100 * comparison.level:g} %"
     have = {name: x.ap for name, x in comparison.by_size.items() if not math.isnan(x.ap.p)}
@@ -461,7 +461,7 @@ def _words(comparison: Comparison) -> Iterator[str]:
             why = "too few images with objects" if few else "too little varies"
             yield f"{what}: {signed(ap.value)} AP; {why} for an interval."
             continue
-        numbers = f"{signed(ap.value)} AP ({level} interval {signed(ap.low)} to {signed(ap.high)}, "
+        numbers = f"{signed(ap.value)} AP ({level} interval {limits(ap)}, "
         p = adjusted.get(size, ap.p)
         better = "better" if ap.value > 0 else "worse"
         if (number := comparison.num_images[size]) < VERDICT_IMAGES:

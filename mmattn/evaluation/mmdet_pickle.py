@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mmattn.evaluation.reading import RawDetections
+from mmattn.evaluation.reading import RawDetections, reading_file
 
 SUFFIXES = (".pkl", ".pickle")
 _JSON_INSTEAD = "write COCO JSON instead: test_evaluator's outfile_prefix"
@@ -234,17 +234,13 @@ class _RefusedError(Exception):
 
 def _load(path: str | os.PathLike, name: str) -> Any:
     start = b""
+    with reading_file(name):
+        stream = open(path, "rb")  # noqa: SIM115  closed below
     try:
-        with open(path, "rb") as stream:
+        with stream:
             start = stream.read(8)
             stream.seek(0)
             return _Unpickler(stream).load()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{name} does not exist") from None
-    except IsADirectoryError:
-        raise ValueError(f"{name} is a folder; name the file in it") from None
-    except OSError as error:
-        raise ValueError(f"{name} cannot be read: {error.strerror}") from None
     except _RefusedError as error:
         raise ValueError(
             f"{name} holds {error}, which mmdet 3's tools/test.py --out does not write for a "

@@ -6,12 +6,13 @@ dicts decides whether that is an error, and says which record and why.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from numbers import Real
 from operator import attrgetter
@@ -231,17 +232,24 @@ def _open(source: Any, what: str) -> tuple[str, Any, bool]:
     if not isinstance(source, (str, os.PathLike)):
         return f"the {what}", source, False
     name = f"{what} {os.fspath(source)!r}"
-    try:
+    with reading_file(name):
         content = Path(source).read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{name} does not exist") from None
-    except IsADirectoryError:
-        raise ValueError(f"{name} is a folder; name the JSON file in it") from None
-    except OSError as error:
-        raise ValueError(f"{name} cannot be read: {error.strerror}") from None
     if not content.strip():
         raise ValueError(f"{name} is empty; it must be JSON")
     return name, content, True
+
+
+@contextlib.contextmanager
+def reading_file(name: str) -> Iterator[None]:
+    """Says in one sentence why a file cannot be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{name} does not exist") from None
+    except IsADirectoryError:
+        raise ValueError(f"{name} is a folder; name the file in it") from None
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error.strerror}") from None
 
 
 def _decode(content: Any, kind: Any, is_json: bool) -> Any:

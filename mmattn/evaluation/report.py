@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import importlib.metadata
@@ -10,7 +11,7 @@ import itertools
 import math
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ from mmattn.evaluation.table import (
 )
 
 if TYPE_CHECKING:
-    from mmattn.evaluation.comparison import Comparison, Settings
+    from mmattn.evaluation.comparison import Comparison
 
 SUFFIXES = (".md", ".csv", ".json", ".html")
 PICTURE_SUFFIXES = (".png", ".svg")
@@ -88,20 +89,30 @@ def run(options: Options, say: Callable[[str], None]) -> None:
         written = []
         for path in options.out:
             progress.stage(f"writing {path}")
-            write_text(path, getattr(report, f"to_{Path(path).suffix[1:]}")())
+            text = getattr(report, f"to_{Path(path).suffix[1:]}")()
+            with _writing(path):
+                write_text(path, text)
             written.append(path)
         if options.pictures:
             progress.stage(f"drawing in {options.pictures}")
-            written += report.write_pictures(Path(options.pictures))
+            with _writing(options.pictures):
+                written += report.write_pictures(Path(options.pictures))
     say(render(*report.tables()).rstrip())
     for path in written:
         say(f"written to {path}")
 
 
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 @dataclasses.dataclass(kw_only=True)
 class _Report:
     options: Options
-    settings: Settings
     truth: GroundTruth
     sources: list[Any]
     runs: list[Run]
@@ -187,7 +198,8 @@ class _Report:
                     count = (first if size == "all" else first.by_size[size]).num_objects
                     difference = comparison and comparison.per_class[name][size]
                     base_value = base.class_ap[name][size]
-                    write(run, name, size, count, "AP", value, math.nan, base_value, difference)
+                    std = run.class_std[name][size] if run.std else math.nan
+                    write(run, name, size, count, "AP", value, std, base_value, difference)
         return file.getvalue()
 
     def to_html(self) -> str:
@@ -376,7 +388,6 @@ def _evaluate(options: Options, progress: Progress) -> _Report:
         )
     report = _Report(
         options=options,
-        settings=settings,
         truth=truth,
         sources=sources,
         runs=runs,

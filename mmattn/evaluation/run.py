@@ -51,13 +51,13 @@ class Run:
     @cached_property
     def class_ap(self) -> dict[str, dict[str, float]]:
         """Class name -> 'all' or bin -> AP, mean over seeds."""
-        ap = {}
-        for name, first in self.results[0].per_class.items():
-            rows = [x.per_class[name] for x in self.results]
-            ap[name] = {"all": float(np.mean([x.ap for x in rows]))} | {
-                size: float(np.mean([x.by_size[size].ap for x in rows])) for size in first.by_size
-            }
-        return ap
+        return self._each_class(lambda values: float(np.mean(values)))
+
+    @cached_property
+    def class_std(self) -> dict[str, dict[str, float]] | None:
+        """Class name -> 'all' or bin -> standard deviation of AP over seeds; None with one seed."""
+        several = self.seeds > 1
+        return self._each_class(lambda x: float(np.std(x, ddof=1))) if several else None
 
     @cached_property
     def precision_at_50(self) -> dict[str, np.ndarray]:
@@ -73,6 +73,15 @@ class Run:
             size: np.mean([x.precision[size][place] for x in self.results], axis=0)
             for size in self.results[0].precision
         }
+
+    def _each_class(self, of) -> dict[str, dict[str, float]]:
+        ap = {}
+        for name, first in self.results[0].per_class.items():
+            rows = [x.per_class[name] for x in self.results]
+            ap[name] = {"all": of([x.ap for x in rows])} | {
+                size: of([x.by_size[size].ap for x in rows]) for size in first.by_size
+            }
+        return ap
 
     def _each(self, of) -> dict[str, dict[str, float]]:
         rows = [dict(x.rows()) for x in self.results]

@@ -245,7 +245,10 @@ def _seeds(
     if not results:
         there = [x.name for x in _entries(folder)]
         has = f"it has {_some(there)}" if there else "it is empty"
-        raise ValueError(f"{folder} has no results; {has}; {_EXPECTED}")
+        raise ValueError(
+            f"{folder} has no results; {has}; {_EXPECTED}; mmdet writes them where "
+            "tools/test.py is given test_evaluator.outfile_prefix or --out"
+        )
     fitting = [x for x in results if iou_type in x.kind.shapes]
     if not fitting:
         raise ValueError(

@@ -121,8 +121,7 @@ def difference_cells(difference: Difference) -> tuple[str, str, str]:
         return NOT_AVAILABLE, NOT_AVAILABLE, NOT_AVAILABLE
     if math.isnan(difference.low):
         return signed(difference.value), NOT_AVAILABLE, NOT_AVAILABLE
-    interval = f"{signed(difference.low)} to {signed(difference.high)}"
-    return signed(difference.value), interval, p_value(difference.p)
+    return signed(difference.value), limits(difference), p_value(difference.p)
 
 
 def render(*renderables: RenderableType, width: int = 80) -> str:
@@ -142,9 +141,14 @@ def percent(value: float | None) -> str:
 def signed(value: float) -> str:
     """A difference of fractions in percent points, with its sign."""
     text = f"{100 * value:+.1f}"
-    if text in ("+0.0", "-0.0"):  # an interval that ends just beside 0 leaves it out
-        text = f"{100 * value:+.2f}"
-    return "0.0" if text in ("+0.00", "-0.00") else text
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def limits(difference: Difference) -> str:
+    """An interval in percent points; one that ends just beside 0 is seen to leave it out."""
+    ends = (difference.low, difference.high)
+    fine = [f"{100 * x:+.2f}" if 0.00005 <= abs(x) < 0.0005 else signed(x) for x in ends]
+    return " to ".join(fine)
 
 
 def p_value(p: float) -> str:

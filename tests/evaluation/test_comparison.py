@@ -18,7 +18,8 @@ from made_detectors import (
 
 from mmattn.evaluation import compare, evaluate
 from mmattn.evaluation.result import FIGURES
-from mmattn.evaluation.table import signed
+from mmattn.evaluation.statistics import Difference
+from mmattn.evaluation.table import limits, signed
 
 
 @pytest.fixture(scope="module")
@@ -232,13 +233,13 @@ def test_sizes_that_nobody_finds_say_nothing():
 
 
 def test_an_interval_beside_0_does_not_read_as_0():
-    assert [signed(x) for x in (0.0123, -0.0004, 0.00004, 0, -0.01)] == [
-        "+1.2",
-        "-0.04",
-        "0.0",
-        "0.0",
-        "-1.0",
-    ]
+    def shown(low, high):
+        return limits(Difference(0, low, high, 0.04, 0.01))
+
+    assert shown(-0.0123, -0.0004) == "-1.2 to -0.04"
+    assert shown(0.00041, 0.01) == "+0.04 to +1.0"
+    assert shown(-0.00004, 0) == "0.0 to 0.0"
+    assert signed(-0.0004) == "0.0"
 
 
 def test_level():

@@ -95,6 +95,8 @@ def test_runs_table():
     seeds = run("[b]seeds[/b]", [0, 0, 20, 15], [0, 0, 20, 20])
     other = run("other", [0, 0, 20, 10])
     assert render(runs_table([seeds, other])) == RUNS_TABLE.strip()
+    assert seeds.class_std["cat"]["tiny"] == pytest.approx(0.08**0.5)  # of 0.6 and 1
+    assert other.class_std is None
     assert seeds.class_ap["cat"] == pytest.approx({"all": 0.8, "tiny": 0.8})
 
 
@@ -130,7 +132,7 @@ def test_differences_and_p():
         "0.071",
     )
     assert difference_cells(Difference(nan, nan, nan, nan, nan)) == ("n/a", "n/a", "n/a")
-    assert difference_cells(Difference(-0.0004, nan, nan, nan, nan)) == ("-0.04", "n/a", "n/a")
+    assert difference_cells(Difference(-0.0004, nan, nan, nan, nan)) == ("0.0", "n/a", "n/a")
     assert [p_value(x) for x in (0.0004, 0.01234, 0.5, 1, nan)] == [
         "<0.001",
         "0.012",

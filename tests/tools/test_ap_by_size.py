@@ -148,6 +148,8 @@ def test_options_reach_every_output(run, files, tmp_path):
     rows = list(csv.DictReader(out[1].read_text().splitlines()))
     large = [x for x in rows if (x["run"], x["class"], x["size"]) == ("seeds", "all", "large")]
     assert [float(x["std"]) for x in large] == list(comparison.baseline_run.std["large"].values())
+    dog = [x for x in rows if (x["run"], x["class"], x["size"]) == ("seeds", "dog", "all")]
+    assert float(dog[0]["std"]) == comparison.baseline_run.class_std["dog"]["all"]
     assert {(x["low_limit"], x["high_limit"], x["difference"]) for x in large} == {
         ("9216.0", "", "")
     }
@@ -259,7 +261,7 @@ def test_nothing_is_left_of_a_failed_output(run, files, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", no_space)
     assert run("gt.json", "baseline.json", "--out", old) == (
-        "ap_by_size.py: [Errno 28] No space left on device"
+        f"ap_by_size.py: {old} cannot be written: No space left on device"
     )
     assert old.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
