@@ -371,7 +371,10 @@ def _relate(
                     if object_class[g] == found_class[d]:
                         if iou[cell] > same:
                             same, same_object = iou[cell], g
-                    elif iou[cell] > other:
+                    # of equal ones the first class, then the first object, as in hotcoco
+                    elif iou[cell] > other or (
+                        iou[cell] == other > 0 and object_class[g] < object_class[other_object]
+                    ):
                         other, other_object = iou[cell], g
                 cell += 1
             counted[found_class[d]] += 1

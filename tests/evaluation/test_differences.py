@@ -395,7 +395,9 @@ an_object = st.tuples(where, st.booleans(), st.sampled_from([None, 100, 180])).m
 a_detection = st.tuples(where, st.sampled_from([0.2, 0.4, 0.6, 0.8])).map(lambda x: (*x[0], x[1]))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(
     objects=st.lists(an_object, max_size=12),
     old=st.lists(a_detection, max_size=12),

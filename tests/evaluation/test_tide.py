@@ -534,7 +534,13 @@ def oracle(
                 if x["category_id"] == name:
                     if iou > same and (crowd_is_object or not x["iscrowd"]):
                         same, mine = iou, x
-                elif iou > other and not x["iscrowd"]:
+                elif not x["iscrowd"] and (
+                    iou > other
+                    or (
+                        iou == other > 0
+                        and classes.index(x["category_id"]) < classes.index(others["category_id"])
+                    )
+                ):
                     other, others = iou, x
             if bg_thr <= same <= pos_thr:
                 wrong.append((detection, "Loc", mine))
@@ -627,12 +633,14 @@ def agree(ours, other):
 
 
 HYPOTHESIS = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 THRESHOLDS = st.sampled_from([(0.5, 0.1), (0.5, 0.1), (0.6, 0.3), (0.75, 0.01)])
 
 
-@settings(HYPOTHESIS, max_examples=120)
+@settings(HYPOTHESIS, max_examples=100)
 @given(scenes(), st.sampled_from(["bbox", "bbox", "segm"]), THRESHOLDS, st.sampled_from([100, 3]))
 def test_all_sizes_agree_with_hotcoco(scene, iou_type, thresholds, max_dets):
     truth, found = scene
@@ -648,6 +656,16 @@ def test_all_sizes_agree_with_hotcoco(scene, iou_type, thresholds, max_dets):
     agree(result["all"], other)
     assert result["all"].counts == other["counts"]
     assert result["everything"] == result["all"]
+
+
+def test_of_equal_overlaps_the_first_class_is_meant():
+    # c covers a and b with the same IoU. The file has b first, which is found; a is not, so the
+    # Cls that is about a covers it: no Miss, as in hotcoco
+    truth = dataset([thing("b", (0, 0, 10, 10)), thing("a", (0, 0, 10, 10)), thing("c", B)])
+    found = [hit("b", (0, 0, 10, 10), 0.9), hit("c", part(A1, 0.8), 0.8), hit("c", B, 0.5)]
+    result, other = errors(truth, found).by_size["all"], hotcoco_errors(truth, found)
+    assert result.counts == {**dict.fromkeys(ERROR_TYPES, 0), "Cls": 1} == other["counts"]
+    agree(result, other)
 
 
 def test_a_crowd_is_no_object():
@@ -671,7 +689,7 @@ def test_a_crowd_is_no_object():
     agree(result, oracle(truth, found, EVERYTHING))
 
 
-@settings(HYPOTHESIS, max_examples=60)
+@settings(HYPOTHESIS, max_examples=100)
 @given(scenes())
 def test_nothing_else_differs_from_hotcoco(scene):
     truth, found = scene
@@ -686,7 +704,7 @@ def test_nothing_else_differs_from_hotcoco(scene):
 BINS = {"tiny": (0, 30), "small": (30, 150), "large": (150, 1e10), "middle": (50, 300)}
 
 
-@settings(HYPOTHESIS, max_examples=120)
+@settings(HYPOTHESIS, max_examples=100)
 @given(scenes(), THRESHOLDS, st.sampled_from([100, 3]))
 def test_every_size_agrees_with_the_definition(scene, thresholds, max_dets):
     truth, found = scene
