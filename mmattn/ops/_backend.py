@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from types import ModuleType
 
 import torch
 from torch import Tensor
+
+# Bytes of a map from which eager's own passes beat PyTorch's operators one by one on a CPU.
+EAGER_FROM = 1 << 16
+# Bytes of a map from which (operator, dtype) was measured faster in Triton than in eager, on CUDA.
+# Empty: none was measured on a GPU yet, so 'auto' takes none.
+TRITON_FROM: dict[tuple[str, torch.dtype], int] = {}
 
 BACKENDS = ("auto", "reference", "eager", "triton")
 
@@ -59,14 +68,64 @@ def get_backend() -> str:
 
 
 def select(op: str, implementations: Mapping[str, Callable]) -> Callable:
-    """Returns the implementation of ``op`` that the current backend asks for."""
+    """Returns the implementation of ``op`` that the current backend asks for, or eager."""
     name = "eager" if _current == "auto" else _current
     if name not in implementations:
-        raise ValueError(
-            f"mmattn.ops.{op} has no {name!r} implementation, only {', '.join(implementations)}; "
-            "choose one of these or 'auto' with mmattn.ops.use_backend or MMATTN_BACKEND"
-        )
+        _say_once(op, f"mmattn.ops.{op} has no {name} kernels; it takes 'eager'")
+        name = "eager"
     return implementations[name]
+
+
+def triton_runs(op: str, module: str | None, x: Tensor, forced: bool) -> bool:
+    """Whether the Triton kernels of ``op`` can take ``x``; if they should and can't, says why."""
+    if module is None:
+        reason = "has no triton kernels"
+    elif x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        reason = f"has no triton kernels for {x.dtype}"
+    else:
+        reason = _why_not_triton(x.device.type, x.device.index or 0)
+    if reason and forced:
+        _say_once(f"{op} {reason}", f"mmattn.ops.{op} {reason}; it takes 'eager'")
+    return not reason
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _why_not_triton(device: str, index: int) -> str:
+    """Why no kernel runs on a device, found out once by running one; '' if it does."""
+    try:
+        from mmattn.ops import _triton
+
+        if device != "cuda" and not _triton.INTERPRETED:
+            return f"has triton kernels for CUDA only, not for {device}"
+        _triton.try_out(torch.device(device, index) if device == "cuda" else torch.device(device))
+    except Exception as error:  # whatever a driver, a compiler or an installation has to say
+        text = str(error).strip().partition("\n")[0]
+        reason = f"cannot use triton here ({type(error).__name__}: {text})"
+        _say_once("triton", f"mmattn.ops {reason}; it takes 'eager'")
+        return reason
+    return ""
+
+
+@functools.cache
+def triton_module(name: str) -> ModuleType:
+    """The module with the kernels of an operator."""
+    return importlib.import_module(name)
+
+
+_said: set[str] = set()
+
+
+def _say_once(key: str, line: str) -> None:
+    if torch.compiler.is_compiling() or key in _said:
+        return
+    _said.add(key)
+    try:  # into the log of a training, where there is one
+        from mmengine.logging import print_log
+    except ImportError:
+        logging.getLogger("mmattn").warning(line)
+    else:
+        print_log(line, logger="current", level=logging.WARNING)
 
 
 def check_map(op: str, x: Tensor, channels: int | None = None) -> None:

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
-from mmattn.ops._backend import check_map, select
+from mmattn.ops._backend import check_map
+from mmattn.ops._operator import Operator
 from mmattn.ops.gc import eager, reference
+from mmattn.ops.gc.reference import GCTransform
 
-_IMPLEMENTATIONS = {"reference": reference.gc, "eager": eager.gc}
-
-
-class GCTransform(NamedTuple):
-    """Parameters of the bottleneck ``w2 relu(LayerNorm(w1 context + b1)) + b2``.
-
-    Weights may be matrices or 1x1 kernels: (P, C) or (P, C, 1, 1), (P,) or (P, 1, 1).
-    """
-
-    w1: Tensor  # (P, C)
-    b1: Tensor  # (P,)
-    norm_weight: Tensor  # (P,)
-    norm_bias: Tensor  # (P,)
-    w2: Tensor  # (C, P)
-    b2: Tensor  # (C,)
-
-    def to(self, dtype: torch.dtype) -> GCTransform:
-        """The same parameters in another dtype."""
-        return GCTransform(*(p.to(dtype) for p in self))
+OPERATOR = Operator("gc", reference.gc, eager.gc, eager, "mmattn.ops.gc.triton")
+_NONE = (None,) * 6
 
 
 def gc(
@@ -67,4 +49,8 @@ def gc(
     if add is None and mul is None:
         raise ValueError("gc expects parameters for add, mul, or both, got neither")
     check_map("gc", x, (add or mul).w1.shape[1])
-    return select("gc", _IMPLEMENTATIONS)(x, mask_weight, mask_bias, add, mul, gate_scale)
+    fusions = (*(_NONE if add is None else add), *(_NONE if mul is None else mul))
+    return OPERATOR(x, (mask_weight, mask_bias, *fusions, gate_scale))
+
+
+__all__ = ["OPERATOR", "GCTransform", "gc"]

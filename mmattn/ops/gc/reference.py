@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmattn.ops._backend import scaled
 
 
-def transform(context: Tensor, p) -> Tensor:
+class GCTransform(NamedTuple):
+    """Parameters of the bottleneck ``w2 relu(LayerNorm(w1 context + b1)) + b2``.
+
+    Weights may be matrices or 1x1 kernels: (P, C) or (P, C, 1, 1), (P,) or (P, 1, 1).
+    """
+
+    w1: Tensor  # (P, C)
+    b1: Tensor  # (P,)
+    norm_weight: Tensor  # (P,)
+    norm_bias: Tensor  # (P,)
+    w2: Tensor  # (C, P)
+    b2: Tensor  # (C,)
+
+    def to(self, dtype: torch.dtype) -> GCTransform:
+        """The same parameters in another dtype."""
+        return GCTransform(*(p.to(dtype) for p in self))
+
+
+def transform(context: Tensor, p: GCTransform) -> Tensor:
     """(N, C) -> (N, C): W2 relu(LN(W1 context))."""
     z = F.linear(context, p.w1.flatten(1), p.b1)
     z = F.layer_norm(z, z.shape[1:], p.norm_weight.flatten(), p.norm_bias.flatten())
@@ -23,9 +44,14 @@ def pool(x: Tensor, mask_weight: Tensor | None, mask_bias: Tensor | None) -> Ten
     return (x.flatten(2) * logits.softmax(1).unsqueeze(1)).sum(2)
 
 
-def gc(
-    x: Tensor, mask_weight: Tensor | None, mask_bias: Tensor | None, add, mul, gate_scale=None
-) -> Tensor:
+def unpacked(fusions: tuple) -> tuple[GCTransform | None, GCTransform | None]:
+    """The parameters for 'add' and for 'mul' out of twelve tensors, six None for none."""
+    return tuple(None if p[0] is None else GCTransform(*p) for p in (fusions[:6], fusions[6:]))
+
+
+def gc(x: Tensor, mask_weight: Tensor | None, mask_bias: Tensor | None, *rest) -> Tensor:
+    *fusions, gate_scale = rest
+    add, mul = unpacked(fusions)
     context = pool(x, mask_weight, mask_bias)
     y = x
     if mul is not None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmattn.ops._backend import check_map, select
+from mmattn.ops._backend import check_map
+from mmattn.ops._operator import Operator
 from mmattn.ops.gct import eager, reference
 
-_IMPLEMENTATIONS = {"reference": reference.gct, "eager": eager.gct}
+OPERATOR = Operator("gct", reference.gct, eager.gct, eager, "mmattn.ops.gct.triton")
 
 NORMS = ("l2", "l1")
 GATES = tuple(reference.GATES)
@@ -56,6 +57,4 @@ def gct(
     for name, value, allowed in (("norm", norm, NORMS), ("gate", gate, GATES)):
         if value not in allowed:
             raise ValueError(f"gct expects {name} to be one of {', '.join(allowed)}, got {value!r}")
-    return select("gct", _IMPLEMENTATIONS)(
-        x, alpha, gamma, beta, eps, norm, after_relu, gate, gate_scale
-    )
+    return OPERATOR(x, (alpha, gamma, beta, gate_scale), (eps, norm, after_relu, gate))

@@ -20,11 +20,11 @@ def gct(
     alpha: Tensor,
     gamma: Tensor,
     beta: Tensor,
-    eps=1e-5,
-    norm="l2",
-    after_relu=False,
-    gate="1+tanh",
-    gate_scale=None,
+    gate_scale,
+    eps: float,
+    norm: str,
+    after_relu: bool,
+    gate: str,
 ) -> Tensor:
     if norm == "l2":
         e = alpha * (x.square().sum((2, 3), keepdim=True) + eps).sqrt()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmattn.ops._backend import check_map, select
+from mmattn.ops._backend import check_map
+from mmattn.ops._operator import Operator
 from mmattn.ops.se import eager, reference
 
-_IMPLEMENTATIONS = {"reference": reference.se, "eager": eager.se}
+OPERATOR = Operator("se", reference.se, eager.se, eager, "mmattn.ops.se.triton")
 
 
 def se(
@@ -40,4 +41,4 @@ def se(
         TypeError: ``x`` is not floating point.
     """
     check_map("se", x, w1.shape[1])
-    return select("se", _IMPLEMENTATIONS)(x, w1, b1, w2, b2, gate_scale)
+    return OPERATOR(x, (w1, b1, w2, b2, gate_scale))

@@ -9,7 +9,7 @@ from mmattn.ops._backend import scaled
 
 
 def se(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, gate_scale=None
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, gate_scale
 ) -> Tensor:
     z = x.mean((2, 3))  # squeeze: (N, C)
     s = F.linear(F.relu(F.linear(z, w1, b1)), w2, b2).sigmoid()  # excitation: (N, C)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmattn.ops._backend import check_map, select
+from mmattn.ops._backend import check_map
+from mmattn.ops._operator import Operator
 from mmattn.ops.sge import eager, reference
 
-_IMPLEMENTATIONS = {"reference": reference.sge, "eager": eager.sge}
+OPERATOR = Operator("sge", reference.sge, eager.sge, eager, "mmattn.ops.sge.triton")
 
 
 def sge(
@@ -55,4 +56,4 @@ def sge(
         )
     if x.shape[1] % groups:
         raise ValueError(f"sge expects groups that divide the {x.shape[1]} channels, got {groups}")
-    return select("sge", _IMPLEMENTATIONS)(x, weight, bias, groups, eps, normalize, gate_scale)
+    return OPERATOR(x, (weight, bias, gate_scale), (groups, eps, normalize))

@@ -1,4 +1,9 @@
-"""Spatial group-wise enhance with statistics in float32 or better, in any memory format."""
+"""Spatial group-wise enhance with statistics in float32 or better, in any memory format.
+
+Least traffic, in maps read or written, if a group does not fit on chip: the forward pass reads x
+for q, for the spread of t and for y, which it writes (4); the backward pass reads x and dy for the
+gradient of t, then dy for dx, which it writes (4). If it does: 2 and 3.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,12 @@ import torch
 from torch import Tensor
 
 from mmattn.ops._backend import scaled, statistics_dtype, without_autocast
+from mmattn.ops._chunks import channel_sum, chunks, weighted_pixels, weighted_sum
 
 
 @without_autocast
 def sge(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps=1e-5, normalize=True, gate_scale=None
+    x: Tensor, weight: Tensor, bias: Tensor, gate_scale, groups: int, eps: float, normalize: bool
 ) -> Tensor:
     dtype = statistics_dtype(x)
     xg = x.unflatten(1, (groups, -1))  # a view in every memory format
@@ -28,3 +34,75 @@ def sge(
         return y.flatten(1, 2)
     # not a view to autograd: mmdet adds in place to it, which a checkpoint refuses of a view
     return torch.ops.aten._unsafe_view(y, x.shape)
+
+
+@without_autocast
+def forward(x, tensors, options):
+    """Returns y and q (N, C), the mean of t and its spread + eps (N, G)."""
+    weight, bias, gate_scale = tensors
+    groups, eps, normalize = options
+    dtype = statistics_dtype(x)
+    n, c, h, w = x.shape
+    weight, bias = (p.to(dtype).flatten()[:, None, None] for p in (weight, bias))
+    freedom = max(h * w - 1, 1)
+    y = torch.empty_like(x)
+    q = x.new_empty((n, groups, c // groups), dtype=dtype)
+    mean = x.new_zeros((n, groups), dtype=dtype)
+    spread = x.new_ones((n, groups), dtype=dtype)
+    xg, yg = x.unflatten(1, (groups, -1)), y.unflatten(1, (groups, -1))
+    for at in chunks(xg):
+        part = xg[at].to(dtype)
+        q[at] = part.mean((-2, -1))
+        t = weighted_sum(part, q[at])
+        if normalize:
+            mean[at] = t.mean((-2, -1))
+            t -= mean[at][..., None, None]
+            spread[at] = torch.linalg.vector_norm(t, dim=(-2, -1)) / freedom**0.5 + eps
+            t /= spread[at][..., None, None]
+        a = t.mul_(weight[at[-1]]).add_(bias[at[-1]]).sigmoid_()
+        torch.mul(xg[at], scaled(a, gate_scale).to(x.dtype).unsqueeze(-3), out=yg[at])
+    return y, (q, mean, spread)
+
+
+@without_autocast
+def backward(dy, x, tensors, saved, options, needs):
+    """Returns the gradients of x, weight and bias."""
+    weight, bias, gate_scale = tensors
+    groups, eps, normalize = options
+    q, mean, spread = saved
+    dtype = q.dtype
+    pixels = x.shape[2] * x.shape[3]
+    weight, bias = (p.to(dtype).flatten()[:, None, None] for p in (weight, bias))
+    dx = torch.empty_like(x) if needs[0] else None
+    dweight, dbias = torch.zeros_like(mean), torch.zeros_like(mean)
+    xg, dyg, dxg = (None if v is None else v.unflatten(1, (groups, -1)) for v in (x, dy, dx))
+    for at in chunks(xg):
+        part, upstream = xg[at].to(dtype), dyg[at].to(dtype)
+        t = weighted_sum(part, q[at])
+        if normalize:
+            t -= mean[at][..., None, None]
+            t /= spread[at][..., None, None]
+        a = (t * weight[at[-1]]).add_(bias[at[-1]]).sigmoid_()
+        dz = scaled(channel_sum(part, upstream), gate_scale)
+        dz.mul_(a).mul_(1 - a)
+        dbias[at] = dz.sum((-2, -1))
+        dweight[at] = torch.mul(dz, t).sum((-2, -1))
+        if dx is None:
+            continue
+        dt = dz.mul_(weight[at[-1]])
+        if normalize:
+            # through the mean, and through the spread
+            along = weight[at[-1]] * dweight[at][..., None, None]
+            std = spread[at][..., None, None] - eps
+            along = torch.where(std > 0, along / std * spread[at][..., None, None], 0)
+            dt.sub_(weight[at[-1]] * dbias[at][..., None, None] / pixels)
+            dt.addcmul_(t, along, value=-1 / max(pixels - 1, 1))
+            dt /= spread[at][..., None, None]
+        dq = weighted_pixels(part, dt)
+        whole = dxg[at] if x.dtype == dtype else torch.empty_like(part)
+        torch.mul(upstream, scaled(a, gate_scale).unsqueeze(-3), out=whole)
+        whole.addcmul_(q[at][..., None, None], dt.unsqueeze(-3))
+        whole += (dq / pixels)[..., None, None]
+        if whole.dtype != x.dtype:
+            dxg[at] = whole
+    return dx, dweight.sum(0), dbias.sum(0), None

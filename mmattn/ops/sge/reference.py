@@ -8,7 +8,7 @@ from mmattn.ops._backend import scaled
 
 
 def sge(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps=1e-5, normalize=True, gate_scale=None
+    x: Tensor, weight: Tensor, bias: Tensor, gate_scale, groups: int, eps: float, normalize: bool
 ) -> Tensor:
     n, c, h, w = x.shape
     xg = x.reshape(n, groups, c // groups, h, w)
