@@ -113,6 +113,13 @@ def triton_module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+def is_exporting() -> bool:
+    """Whether ``torch.jit.trace``, an ONNX exporter or ``torch.export`` looks at what runs."""
+    # torch.compiler.is_exporting() says yes under torch.compile, too; torch 2.4 has neither
+    exporting = getattr(torch.compiler, "_is_exporting_flag", False)
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or exporting
+
+
 _said: set[str] = set()
 
 

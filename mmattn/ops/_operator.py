@@ -190,9 +190,7 @@ def wants_gradient(x: Tensor, tensors: tuple) -> bool:
 def _is_ordinary(x: Tensor, tensors: tuple) -> bool:
     """Whether plain tensors meet plain autograd: no tracer, transform, mode or subclass."""
     return not (
-        torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
-        or getattr(torch.compiler, "_is_exporting_flag", False)
+        _backend.is_exporting()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack() > 0  # one that counts operators, say

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmattn.ops._backend import check_map, select
+from mmattn.ops._backend import check_map, is_exporting, select, triton_runs
 from mmattn.ops.region_conv import eager, reference
 from mmattn.ops.region_conv._custom_op import convolve
 
@@ -92,7 +92,11 @@ def region_conv2d(
         guide = None if guide is None else guide.repeat_interleave(groups, 0)
     implementations = {"reference": _reference, "eager": _eager, "triton": _triton}
     run = select("region_conv2d", implementations)
-    if run is _eager and _is_exporting():
+    if run is _triton and (
+        is_exporting() or not triton_runs("region_conv2d", "mmattn.ops.region_conv.triton", x, True)
+    ):
+        run = _eager
+    if run is _eager and is_exporting():
         run = _reference  # plain operators, which every exporter knows
     y = run(x, filters, region, out_size, stride, padding, dilation, guide, candidates)
     if groups > 1:
@@ -110,12 +114,6 @@ def _eager(*args):
 
 def _triton(*args):
     return convolve(*args, backend="triton")
-
-
-def _is_exporting() -> bool:
-    # is_exporting() says yes under torch.compile, too; torch 2.4 has neither
-    exporting = getattr(torch.compiler, "_is_exporting_flag", False)
-    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or exporting
 
 
 def pair(owner: str, name: str, value, least: int) -> tuple[int, int]:
@@ -183,7 +181,7 @@ def _check(x, filters, region, stride, padding, dilation, groups, guide, candida
             f"got {candidates!r}"
         )
     # reading values would break the graph of a compiler, and a tracer keeps no branch
-    traced = torch.compiler.is_compiling() or _is_exporting() or region.is_meta
+    traced = torch.compiler.is_compiling() or is_exporting() or region.is_meta
     if not traced and region.numel():
         low, high = (int(v) for v in region.aminmax())
         if low < 0 or high >= m:
