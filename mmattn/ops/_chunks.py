@@ -29,6 +29,11 @@ def chunks(x: Tensor) -> Iterator[tuple]:
             yield (n, slice(start, start + step))
 
 
+def samples(x: Tensor) -> Iterator[int | slice]:
+    """Indices of the first dimension, one by one on a CPU, all at once elsewhere."""
+    yield from range(len(x)) if x.device.type == "cpu" else [slice(None)]
+
+
 def _rows(x: Tensor) -> Iterator[slice]:
     """Slices of the last dimension but one that cut ``x`` into chunks."""
     height = x.shape[-2]
@@ -72,7 +77,9 @@ def weighted_pixels(x: Tensor, w: Tensor) -> Tensor:
         return torch.mv(rows.T, w.flatten())
     if x.dim() == 3 and _is_flat(x):
         return torch.mv(x.flatten(1), w.flatten())
-    return pixel_sum(x, w.unsqueeze(-3))  # six times as fast as a batch of matrix times vector
+    if _is_flat(x) and x.device.type != "cpu":
+        return torch.matmul(x.flatten(-2), w.flatten(-2).unsqueeze(-1)).squeeze(-1)
+    return pixel_sum(x, w.unsqueeze(-3))  # on a CPU six times as fast as that
 
 
 def pixel_sum(a: Tensor, b: Tensor) -> Tensor:
@@ -84,11 +91,11 @@ def pixel_sum(a: Tensor, b: Tensor) -> Tensor:
 
 
 def outer(columns: Tensor, rows: Tensor, like: Tensor) -> Tensor:
-    """``columns @ rows`` of (C, k) and (k, H, W) as (C, H, W), in the layout of ``like``."""
-    rows = rows.flatten(1)
+    """``columns @ rows``, (..., C, k) and (..., k, H, W), in the shape and layout of ``like``."""
+    rows = rows.flatten(-2)
     if _as_rows(like) is not None:
         return torch.mm(rows.T, columns.T).view(*like.shape[1:], -1).permute(2, 0, 1)
-    return torch.mm(columns, rows).view(-1, *like.shape[1:])
+    return torch.matmul(columns, rows).view(like.shape)
 
 
 def blocks(x: Tensor) -> Iterator[tuple]:

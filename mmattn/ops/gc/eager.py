@@ -13,10 +13,11 @@ from torch import Tensor
 
 from mmattn.ops._backend import scaled, statistics_dtype, without_autocast
 from mmattn.ops._chunks import (
+    blocks,
     channel_mean,
     channel_products,
-    chunks,
     outer,
+    samples,
     scale_and_shift,
     weighted_pixels,
     weighted_sum,
@@ -68,11 +69,11 @@ def forward(x, tensors, options):
         mask = x.new_empty((len(x), *x.shape[2:]), dtype=dtype)
         context = x.new_empty(x.shape[:2], dtype=dtype)
         weight = mask_weight.to(dtype).flatten()
-        for n in range(len(x)):
-            wide = x[n].to(dtype)
+        for at in samples(x):
+            wide = x[at].to(dtype)
             logits = weighted_sum(wide, weight)
-            mask[n] = logits.flatten().softmax(0).view_as(logits)
-            context[n] = weighted_pixels(wide, mask[n])
+            mask[at] = logits.flatten(-2).softmax(-1).view_as(logits)
+            context[at] = weighted_pixels(wide, mask[at])
     a, b = factors(context, fusions, gate_scale)
     # rounded one by one where x is of half precision, as the equation is
     a, b = (None if v is None else v.to(x.dtype) for v in (a, b))
@@ -101,23 +102,24 @@ def backward(dy, x, tensors, saved, options, needs):
     weight = mask_weight.to(dtype).flatten()
     dweight = torch.zeros_like(weight)
     dx = torch.empty_like(x) if needs[0] else None
-    for n in range(len(x)):
-        wide = x[n].to(dtype)
-        u = weighted_sum(wide, dcontext[n])
-        dlogits = mask[n] * (u - torch.dot(dcontext[n], context[n]))
+    mean = (dcontext * context).sum(1)[:, None, None]
+    dlogits = torch.empty_like(mask)
+    for at in samples(x):
+        wide = x[at].to(dtype)
+        dlogits[at] = mask[at] * (weighted_sum(wide, dcontext[at]) - mean[at])
         if needs[1]:
-            dweight += weighted_pixels(wide, dlogits)
-        if dx is None:
-            continue
-        columns = torch.stack([dcontext[n], weight], 1)
-        rows = torch.stack([mask[n], dlogits])
-        for at in chunks(x[n : n + 1]):
-            part = dy[n][at[1]].to(dtype)
-            whole = outer(columns[at[1]], rows, part)
-            if a is None:
-                whole += part
-            else:
-                whole.addcmul_(part, a[n][at[1]][:, None, None])
-            dx[n][at[1]] = whole
+            dweight += weighted_pixels(wide, dlogits[at]).view(-1, len(weight)).sum(0)
+    if dx is None:
+        return None, dweight, torch.zeros_like(mask_bias), *dfusions, None
+    columns = torch.stack([dcontext, weight.expand_as(dcontext)], -1)  # (N, C, 2)
+    rows = torch.stack([mask, dlogits], 1)  # (N, 2, H, W)
+    for at in blocks(x):
+        part = dy[at].to(dtype)
+        whole = outer(columns[at[:2]], rows[at[0]][..., at[2], :], part)
+        if a is None:
+            whole += part
+        else:
+            whole.addcmul_(part, a[at[:2]][..., None, None])
+        dx[at] = whole
     dbias = torch.zeros_like(mask_bias)
     return dx, dweight, dbias, *dfusions, None
