@@ -5,6 +5,7 @@ implementations; :func:`use_backend` chooses between them.
 """
 
 from mmattn.ops._backend import BACKENDS, get_backend, use_backend
+from mmattn.ops.cbam import cbam
 from mmattn.ops.cond_conv import cond_conv2d
 from mmattn.ops.eca import eca
 from mmattn.ops.gc import GCTransform, gc
@@ -20,6 +21,7 @@ from mmattn.ops.srm import srm
 __all__ = [
     "BACKENDS",
     "GCTransform",
+    "cbam",
     "cond_conv2d",
     "eca",
     "gc",

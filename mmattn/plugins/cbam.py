@@ -8,13 +8,12 @@ https://github.com/implus/PytorchInsight (names, initial values, placement)
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mmattn.ops._backend import check_map, scaled, statistics_dtype, without_autocast
-from mmattn.plugins._gates import check_bool, linear, max_mean_conv, max_mean_gate, zero_affine
-from mmattn.plugins.base import AttentionModule
+from mmattn.ops import cbam
+from mmattn.ops._backend import check_map
+from mmattn.plugins._gates import check_bool, conv, max_mean_conv, zero_affine
+from mmattn.plugins.base import AttentionModule, normalize
 from mmattn.registry import MODELS
 
 NORM_CFG = dict(type="BN", momentum=0.01)
@@ -37,7 +36,7 @@ class CBAM(AttentionModule):
     statistics.
     Identity at init: no; everything starts near a factor of 0.25. With ``identity_init`` yes:
     ``mlp.3`` and the factor and shift of ``bn`` start at zero, each gate is divided by 0.5.
-    Cost: 2 C^2 / ratio + C + C / ratio + 2 kernel_size^2 + 2 parameters; six passes over the map.
+    Cost: 2 C^2 / ratio + C + C / ratio + 2 kernel_size^2 + 2 parameters; three passes over the map.
 
     Args:
         in_channels: C.
@@ -74,7 +73,7 @@ class CBAM(AttentionModule):
         self.ChannelGate = nn.ModuleDict(
             {"mlp": nn.Sequential(*mlp, nn.Linear(hidden, in_channels))}
         )
-        gate = max_mean_conv("CBAM", kernel_size, norm_cfg)
+        gate = _SpatialLayers(max_mean_conv("CBAM", kernel_size, norm_cfg))
         self.SpatialGate = nn.ModuleDict({"spatial": gate}) if spatial else None
         self.reset_parameters()
 
@@ -96,20 +95,14 @@ class CBAM(AttentionModule):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         check_map("CBAM", x, self.in_channels)
-        return _forward(x, self)
+        _, first, _, last = self.ChannelGate["mlp"]
+        layers = None if self.SpatialGate is None else self.SpatialGate["spatial"]
+        mlp = (first.weight, first.bias, last.weight, last.bias)
+        return cbam(x, *mlp, layers, self.gate_scale)
 
 
-@without_autocast
-def _forward(x: Tensor, module: CBAM) -> Tensor:
-    wide = x.to(statistics_dtype(x))
-    _, first, _, last = module.ChannelGate["mlp"]
-    pooled = torch.stack([wide.mean((2, 3)), wide.amax((2, 3))])  # (2, N, C)
-    gate = linear(last, F.relu(linear(first, pooled))).sum(0).sigmoid()[:, :, None, None]
-    scale = module.gate_scale
-    if module.SpatialGate is None:
-        return x * scaled(gate, scale).to(x.dtype)
-    # each gate by its own neutral value: the second starts on x itself, not on x over 2
-    scale = None if scale is None else scale.sqrt()
-    y = wide * scaled(gate, scale)
-    y = y * scaled(max_mean_gate(module.SpatialGate["spatial"], y), scale)
-    return y.to(x.dtype)
+class _SpatialLayers(nn.ModuleDict):
+    """``bn(conv(maps))``: (N, 2, H, W) -> (N, 1, H, W)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return normalize(self["bn"], conv(self["conv"], maps))
