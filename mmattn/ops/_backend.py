@@ -84,15 +84,23 @@ def triton_runs(op: str, module: str | None, x: Tensor, forced: bool) -> bool:
         reason = f"has no triton kernels for {x.dtype}"
     else:
         reason = _why_not_triton(x.device.type, x.device.index or 0)
+        if reason:  # of no operator in particular: one line for all of them
+            _say_once(reason, f"mmattn.ops {reason}; it takes 'eager'")
+            return False
     if reason and forced:
         _say_once(f"{op} {reason}", f"mmattn.ops.{op} {reason}; it takes 'eager'")
     return not reason
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def _why_not_triton(device: str, index: int) -> str:
-    """Why no kernel runs on a device, found out once by running one; '' if it does."""
+    """Why no kernel runs on a device; '' if one does."""
+    return _try_triton(device, index)  # a compiler would look into what is cached itself
+
+
+@functools.cache
+def _try_triton(device: str, index: int) -> str:
+    """The same, found out once by running one."""
     try:
         from mmattn.ops import _triton
 
@@ -101,9 +109,7 @@ def _why_not_triton(device: str, index: int) -> str:
         _triton.try_out(torch.device(device, index) if device == "cuda" else torch.device(device))
     except Exception as error:  # whatever a driver, a compiler or an installation has to say
         text = str(error).strip().partition("\n")[0]
-        reason = f"cannot use triton here ({type(error).__name__}: {text})"
-        _say_once("triton", f"mmattn.ops {reason}; it takes 'eager'")
-        return reason
+        return f"cannot use triton here ({type(error).__name__}: {text})"
     return ""
 
 

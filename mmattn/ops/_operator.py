@@ -59,10 +59,12 @@ class Operator:
 
         Args:
             x: (N, C, H, W).
-            tensors: Parameters and buffers, some of them None.
+            tensors: Parameters and buffers, some of them None; the last divides the gate.
             options: Numbers, strings and bools.
         """
         implementation = self.implementation(x, tensors)
+        if tensors[-1] is not None and tensors[-1].requires_grad and implementation != "reference":
+            implementation = "plain"  # no backward pass of ours has a gradient for the gate's scale
         if implementation == "reference":
             return self.reference(x, *tensors, *options)
         if implementation == "plain":
@@ -77,7 +79,8 @@ class Operator:
         if backend == "reference":
             return "reference"
         compiling = torch.compiler.is_compiling()
-        if not compiling and not _is_ordinary(x, tensors):
+        # torch.export compiles, too, but what it writes is to run where mmattn is not
+        if _backend.is_exporting() or not (compiling or _is_ordinary(x, tensors)):
             return "plain"
         if backend != "eager" and self._takes_triton(x, backend == "triton"):
             return "triton"
@@ -212,11 +215,13 @@ def _register_custom_ops(name: str) -> None:
         found = _module_of(name).backward(
             dy, x, tuple(tensors), tuple(saved), _parsed(options), tuple(needs)
         )
-        return [
+        gradients = [
             g.reshape(t.shape).to(t.dtype)
             for g, t, need in zip(found, (x, *tensors), needs, strict=True)
             if need
         ]
+        # results of a custom operator share no memory; small ones may be parts of one buffer
+        return [g if i == 0 and needs[0] else g.clone() for i, g in enumerate(gradients)]
 
     for part, function, schema in (
         ("forward", forward, "(Tensor x, Tensor?[] tensors, str options) -> Tensor[]"),

@@ -6,10 +6,7 @@ import pytest
 import torch
 
 from mmattn import ops
-
-
-def run_sge():
-    return ops.sge(torch.randn(1, 4, 2, 2), torch.zeros(1, 2, 1, 1), torch.ones(1, 2, 1, 1), 2)
+from mmattn.ops import _backend
 
 
 def test_block_and_process():
@@ -39,13 +36,6 @@ def test_errors():
     with pytest.raises(ValueError, match="one of auto, reference, eager, triton, got 'cuda'"):
         ops.use_backend("cuda")
     assert ops.get_backend() != "cuda"
-    with (
-        ops.use_backend("triton"),
-        pytest.raises(
-            ValueError, match="sge has no 'triton' implementation, only reference, eager"
-        ),
-    ):
-        run_sge()
     with pytest.raises(ValueError, match="divide the 4 channels, got 3"):
         ops.sge(torch.randn(1, 4, 2, 2), torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1), 3)
     with pytest.raises(ValueError, match="shape \\(1, 2, 1, 1\\) for groups=2, got"):
@@ -55,6 +45,23 @@ def test_errors():
     ones = torch.ones(1, 4, 1, 1)
     with pytest.raises(ValueError, match="gct expects norm to be one of l2, l1, got 'max'"):
         ops.gct(torch.randn(1, 4, 2, 2), ones, ones, ones, norm="max")
+
+
+def test_what_has_no_kernels_takes_eager(monkeypatch):
+    """'triton' is chosen for a process, not for one operator; test_dispatch.py has the others."""
+    said = []
+    monkeypatch.setattr(_backend, "_said", set())
+    monkeypatch.setattr("mmengine.logging.print_log", lambda line, **_: said.append(line))
+    x, weight = torch.randn(1, 4, 3, 3), torch.randn(1, 1, 3)
+    with ops.use_backend("eager"):
+        y, z = ops.eca(x, weight), ops.simam(x)
+    with ops.use_backend("triton"):
+        for _ in range(3):
+            assert torch.equal(ops.eca(x, weight), y)
+            assert torch.equal(ops.simam(x), z)
+    assert said == [
+        f"mmattn.ops.{name} has no triton kernels; it takes 'eager'" for name in ("eca", "simam")
+    ]
 
 
 @pytest.mark.parametrize("name", ["reference", "fast"])

@@ -32,7 +32,7 @@ class GCTransform(NamedTuple):
 def transform(context: Tensor, p: GCTransform) -> Tensor:
     """(N, C) -> (N, C): W2 relu(LN(W1 context))."""
     z = F.linear(context, p.w1.flatten(1), p.b1)
-    z = F.layer_norm(z, z.shape[1:], p.norm_weight.flatten(), p.norm_bias.flatten())
+    z = F.layer_norm(z, p.b1.shape[:1], p.norm_weight.flatten(), p.norm_bias.flatten())
     return F.linear(F.relu(z), p.w2.flatten(1), p.b2)
 
 

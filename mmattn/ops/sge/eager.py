@@ -25,7 +25,10 @@ def sge(
     if normalize:
         t = t - t.mean((2, 3), keepdim=True)
         # the unbiased spread of a single pixel would be 0/0; it is taken as 0
-        freedom = max(t.shape[2] * t.shape[3] - 1, 1)
+        freedom = x.shape[2] * x.shape[3] - 1
+        # torch.jit.trace has sizes as tensors, of which max() would keep the value of today
+        traced = isinstance(freedom, Tensor)
+        freedom = freedom.clamp(min=1).to(dtype) if traced else max(freedom, 1)
         std = torch.linalg.vector_norm(t, dim=(2, 3), keepdim=True) / freedom**0.5
         t = t / (std + eps)
     a = (weight.to(dtype) * t + bias.to(dtype)).sigmoid()
