@@ -20,7 +20,9 @@ RESULTS = sorted((ROOT / "tools/benchmarks/results").glob("evaluation-*.csv"))
 def benchmark():
     spec = importlib.util.spec_from_file_location("evaluation_benchmark", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        spec.loader.exec_module(module)
     return module
 
 

@@ -15,8 +15,6 @@ Columns: median of the runs in seconds, CPU time of all threads, and the most me
 from __future__ import annotations
 
 import argparse
-import csv
-import importlib.metadata
 import json
 import math
 import os
@@ -28,6 +26,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import harness
 
 # Nothing large is imported here: a process counts the memory of the one that started it as its own.
 
@@ -353,9 +353,7 @@ class Case:
 
     @property
     def version(self) -> str:
-        if self.tool == OURS:
-            return importlib.metadata.version("mmattn")
-        return importlib.metadata.version(self.tool.partition(".")[0])
+        return harness.version("mmattn" if self.tool == OURS else self.tool.partition(".")[0])
 
 
 THREE = "3 bins"
@@ -437,11 +435,7 @@ def run(command: list[str], environment: dict | None = None) -> tuple[float, flo
 
 
 def installed(tool: str) -> bool:
-    try:
-        importlib.metadata.version("mmattn" if tool == OURS else tool.partition(".")[0])
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    return bool(harness.version("mmattn" if tool == OURS else tool.partition(".")[0]))
 
 
 def measure(chosen: list[Case], folder: Path, repeats: int) -> list[dict]:
@@ -512,15 +506,14 @@ def _check_all(figures: dict[Case, dict], folder: Path, environment: dict, outpu
 
 def conditions(folder: Path, images: int, objects: int, detections: int) -> dict:
     """On what, with what and when."""
-    commit = _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain") else "")
     return {
-        "hardware": _cpu_name(),
+        "hardware": harness.cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
         "load": f"{os.getloadavg()[0]:.2f}",
         "python": platform.python_version(),
-        "numpy": importlib.metadata.version("numpy"),
-        "commit": commit,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "numpy": harness.version("numpy"),
+        "commit": harness.commit(),
+        "date": harness.date(),
         "images": images,
         "objects": objects,
         "detections": detections,
@@ -529,27 +522,9 @@ def conditions(folder: Path, images: int, objects: int, detections: int) -> dict
     }
 
 
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
 def table(path: Path) -> str:
     """The file as Markdown; times also as multiples of ours."""
-    with path.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = harness.read(path)
     first = rows[0]
     text = [
         f"{first['hardware']}, {first['cores']} cores, Python {first['python']}, "
@@ -579,17 +554,16 @@ def table(path: Path) -> str:
 def missed(path: Path) -> list[str]:
     """In words, what took more than it may."""
     said = []
-    with path.open(newline="") as stream:
-        for row in csv.DictReader(stream):
-            for figure, limit, scale, unit in (
-                ("median_s", "limit_s", 1, "s"),
-                ("peak_mib", "limit_gib", 1024, "GiB"),
-            ):
-                if row.get(limit) and float(row[figure]) / scale > float(row[limit]):
-                    said.append(
-                        f"{row['task']}: {float(row[figure]) / scale:.2f} {unit}, "
-                        f"the limit is {row[limit]} {unit}"
-                    )
+    for row in harness.read(path):
+        for figure, limit, scale, unit in (
+            ("median_s", "limit_s", 1, "s"),
+            ("peak_mib", "limit_gib", 1024, "GiB"),
+        ):
+            if row.get(limit) and float(row[figure]) / scale > float(row[limit]):
+                said.append(
+                    f"{row['task']}: {float(row[figure]) / scale:.2f} {unit}, "
+                    f"the limit is {row[limit]} {unit}"
+                )
     return said
 
 
@@ -669,11 +643,7 @@ def write(args, parser) -> None:
         data = prepare(folder, images, objects, large)
         about = conditions(data, images, objects, images * PER_IMAGE)
         rows = [{**about, **row} for row in measure(chosen, data, args.repeats)]
-    columns = dict.fromkeys(key for row in rows for key in row)
-    with args.csv.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    harness.write(args.csv, rows)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,18 @@ timed, and all of one row take turns, so that a busy moment hits them all.
 
 Columns: median of the runs in ms, its ratio to the plain convolution, and the peak memory of
 one call in MiB, its input, output and gradients included. `floor_ms` is the plain convolution's
-time and that of reading (and, backward, writing) the filters of every sample once.
+time and that of reading (and, backward, writing) the filters of every sample once, at the rate of
+a large copy.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import ctypes
-import gc
-import platform
+import functools
 import statistics
-import time
 from pathlib import Path
 
+import harness
 import torch
 import torchvision
 from torch.nn import functional as F
@@ -106,76 +104,20 @@ def check(case: Case, implementations, mode: str) -> None:
                 raise SystemExit(f"{name} differs from the reference by {error:.3g}: not timed")
 
 
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def measure_time(case, implementations, mode, device, runs) -> dict[str, float]:
-    """Median milliseconds of each, taken in turns."""
-    times = {name: [] for name in implementations}
-    for i in range(runs + 1):
-        for name, taken in times.items():
-            if name == REFERENCE and (i == 0 or len(taken) == 2):
-                continue  # slow, steady, and warmed up by the comparison
-            synchronize(device)
-            start = time.perf_counter()
-            case.call(name, mode)
-            synchronize(device)
-            if i:  # the first is a warm-up
-                taken.append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(taken) for name, taken in times.items()}
-
-
 def measure_memory(case, name, mode, device) -> float:
     """Peak MiB of one call and its inputs."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        case.call(name, mode)
-        peak = torch.cuda.max_memory_allocated() - before
-    else:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = _status("VmRSS")
-        case.call(name, mode)
-        peak = _status("VmHWM") - before
+    peak = harness.peak_memory(lambda: case.call(name, mode), device)
     return (peak + case.input_bytes(name, mode)) / 2**20
-
-
-def _status(key: str) -> int:
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
-    return int(line.split()[1]) * 1024
-
-
-def bandwidth(device: str) -> float:
-    """Bytes a second that a copy reads and writes."""
-    a = torch.zeros(64 << 20, dtype=torch.uint8, device=device)
-    b = torch.empty_like(a)
-    times = []
-    for _ in range(9):
-        synchronize(device)
-        start = time.perf_counter()
-        b.copy_(a)
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return 2 * a.numel() / statistics.median(times)
 
 
 def rows(args):
     """One dict for each implementation of each case."""
     device = args.device
-    name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
-    environment = {
-        "hardware": name,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "python": platform.python_version(),
-    }
-    speed = bandwidth(device)
+    about = harness.conditions(device)
+    environment = {key: about[key] for key in ("hardware", "threads", "torch")}
+    environment["torchvision"] = torchvision.__version__
+    environment |= {key: about[key] for key in ("python", "date", "commit")}
+    speed = statistics.median(harness.Copy(device).bytes_per_second())
     for dtype in (torch.float32, torch.bfloat16):
         for shape in SHAPES:
             for m in args.regions:
@@ -189,7 +131,10 @@ def rows(args):
                         names += [TOP2] if mode.endswith("guide") and m > 2 else []
                         names += [TRITON] if device == "cuda" else []
                         check(case, names, mode)
-                        times = measure_time(case, names, mode, device, args.runs)
+                        calls = {n: functools.partial(case.call, n, mode) for n in names}
+                        # the reference is slow, steady, and warmed up by the comparison
+                        times = harness.in_turns(calls, args.runs, device, {REFERENCE: 2})
+                        times = {n: statistics.median(taken) for n, taken in times.items()}
                         memory = {n: measure_memory(case, n, mode, device) for n in names}
                         filters = case.filters.numel() * case.filters.element_size()
                         traffic = filters - filters / (BATCH * m)
@@ -223,17 +168,11 @@ def _operations(shape, mode) -> float:
     return once if mode == "forward" else 3 * once
 
 
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def tables(path: Path, regions: list[int]) -> str:
-    """The file's rows of so many regions as Markdown: times against plain, and memory."""
-    with path.open(newline="") as stream:
-        found = [row for row in csv.DictReader(stream) if int(row["m"]) in regions]
+def table(path: Path, **wanted) -> str:
+    """The file's wanted rows, see :func:`harness.read`: times against plain, and memory."""
+    found = harness.read(path, **wanted)
+    if not found:
+        return f"{Path(path).name} has no such rows."
     first = found[0]
     text = [
         f"{first['hardware']}, {first['threads']} threads, PyTorch {first['torch']}, "
@@ -247,23 +186,21 @@ def tables(path: Path, regions: list[int]) -> str:
     for dtype, mode in dict.fromkeys(key[:2] for key in cases):
         chosen = {k[2:]: c for k, c in cases.items() if k[:2] == (dtype, mode)}
         used = [n for n in names if any(n in c for c in chosen.values())]
-        text += [
-            f"\n**{dtype}, {mode}**\n",
-            f"| map | m | regions | plain | floor | {' | '.join(used)} | memory: plain | "
-            f"{' | '.join(used)} |",
-            "| --- " * (6 + 2 * len(used)) + "|",
-        ]
+        header = ["map", "m", "regions", "plain", "floor", *used, "memory: plain", *used]
+        lines = []
         for (channels, height, width, kernel, m, kind), case in chosen.items():
             plain = case[PLAIN]
             floor = float(case[EAGER]["floor_ms"]) / float(plain["median_ms"])
-            text.append(
-                f"| {channels} ch {height}x{width}, {kernel}x{kernel} | {m} | {kind} | "
-                f"{float(plain['median_ms']):.1f} ms | {floor:.2f} x | "
-                + " | ".join(f"{case[n]['ratio']} x" if n in case else "" for n in used)
-                + f" | {float(plain['peak_mib']):.0f} MiB | "
-                + " | ".join(f"{float(case[n]['peak_mib']):.0f}" if n in case else "" for n in used)
-                + " |"
+            lines.append(
+                [
+                    f"{channels} ch {height}x{width}, {kernel}x{kernel}",
+                    *(m, kind, f"{float(plain['median_ms']):.1f} ms", f"{floor:.2f} x"),
+                    *(f"{case[n]['ratio']} x" if n in case else "" for n in used),
+                    f"{float(plain['peak_mib']):.0f} MiB",
+                    *(f"{float(case[n]['peak_mib']):.0f}" if n in case else "" for n in used),
+                ]
             )
+        text += [f"\n**{dtype}, {mode}**\n", harness.markdown(header, lines)]
     return "\n".join(text)
 
 
@@ -271,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("csv", help="the file to write, or with --table to read")
+    parser.add_argument("csv", type=Path, help="the file to write, or with --table to read")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--regions", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument(
@@ -281,28 +218,23 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the file, measure nothing")
     args = parser.parse_args()
     if args.table:
-        print(tables(Path(args.csv), args.regions))
+        print(table(args.csv, m=map(str, args.regions)))
         return
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device")
-    path = Path(args.csv)
-    with path.open("w", newline="") as stream:
-        writer = None
-        for row in rows(args):
-            if writer is None:
-                writer = csv.DictWriter(stream, row)
-                writer.writeheader()
-            writer.writerow(row)
-            stream.flush()
-            print(
-                f"{row['dtype']:8} {row['channels']:>3} {row['height']:>3}x{row['width']:<3} "
-                f"k{row['kernel']} m{row['m']:<2} {row['regions']:6} {row['mode']:22} "
-                f"{row['implementation']:12} {row['median_ms']:>9} ms  {row['ratio']:>5} x  "
-                f"{row['peak_mib']:>7} MiB",
-                flush=True,
-            )
+    written = []
+    for row in rows(args):
+        written.append(row)
+        harness.write(args.csv, written)
+        print(
+            f"{row['dtype']:8} {row['channels']:>3} {row['height']:>3}x{row['width']:<3} "
+            f"k{row['kernel']} m{row['m']:<2} {row['regions']:6} {row['mode']:22} "
+            f"{row['implementation']:12} {row['median_ms']:>9} ms  {row['ratio']:>5} x  "
+            f"{row['peak_mib']:>7} MiB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

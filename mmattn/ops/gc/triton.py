@@ -10,9 +10,11 @@ the gradient of the gate as well (5). Averages need no x for dx: 3 ('add'), 4 ('
 The kernels move just that, and small sums beside it:
 
 * ``_pool_kernel`` and ``_dx_kernel`` hold a tile of *all* channels by ``BLOCK_P`` pixels in
-  registers (at most 128 KiB a program), from which they take the logits (over channels) and then
-  the sums over pixels, so nothing is looked at twice in any cache. Up to C = 2048 a tile is at
-  least 32 bytes of a channel wide, a whole sector; wider C is right but slower.
+  registers (at most 64 KiB, most with the next tile on its way), from which they take the logits
+  (over channels) and then the sums over pixels, so nothing is looked at twice in any cache. A
+  contiguous tile has 64 bytes of each channel, down to 32 (pooling, fp32) or 16 (the rest) at
+  C = 2048, where the backward kernel also spills some registers in half precision; wider C is
+  right but slower. With channels last a tile is one piece of memory.
 * Programs share out the tiles of a sample in turns and write one partial sum of C values each,
   which the next kernel adds up in its first lines, in a fixed order.
 * A sweep that follows one over the same map runs from its end to its start, where the L2 cache
@@ -34,11 +36,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmattn.ops._triton import bucket, dense, dense_like, is_channels_last, launch
+from mmattn.ops._triton import (
+    bucket,
+    dense,
+    dense_like,
+    has_memory,
+    is_channels_last,
+    launch,
+)
 from mmattn.ops.gc.reference import GCTransform, unpacked
 
-# Programs of a sweep over a map: four, two or one on each of 132 multiprocessors.
+# Of an H100: a sweep over a map gives each as many programs as its registers hold.
 _MULTIPROCESSORS = 132
+# Partial sums that a program adds up at a time.
+_PARTS = 64
 
 # the map ------------------------------------------------------------------------------------------
 
@@ -128,7 +139,7 @@ def _dx_kernel(
     BLOCK_P: tl.constexpr,
     AHEAD: tl.constexpr,
 ):
-    """dx = dy scale + share dcontext + dlogit mask_weight, and the sums over i of dlogit_i x_i."""
+    """Writes dx = dy scale + share dcontext + dlogit mask_weight, and sums of dlogit x."""
     pixels = rows * ALIGN
     program = tl.program_id(0).to(tl.int64)
     sample = program // splits
@@ -146,9 +157,12 @@ def _dx_kernel(
     dweight = tl.zeros((BLOCK_C,), dtype=tl.float32)
     tiles = tl.cdiv(pixels, BLOCK_P)
     p = (tiles - 1 - split) * BLOCK_P + tl.arange(0, BLOCK_P)
-    mask = (c < channels)[:, None] & (p < pixels)[None, :]
     if AHEAD:
-        following = tl.load(x + start + _places(c, p, channels, pixels, LAST), mask=mask, other=0.0)
+        following = tl.load(
+            x + start + _places(c, p, channels, pixels, LAST),
+            mask=(c < channels)[:, None] & (p < pixels)[None, :],
+            other=0.0,
+        )
     for _ in range(split, tiles, splits):
         valid = p < pixels
         mask = (c < channels)[:, None] & valid[None, :]
@@ -168,7 +182,7 @@ def _dx_kernel(
             )
         logits = tl.sum(part * weight[:, None], 0)
         along = tl.sum(part * pull[:, None], 0)
-        share = tl.where(valid, tl.exp(logits - maximum) / total, 0.0)
+        share = tl.exp(tl.where(valid, logits - maximum, float("-inf"))) / total
         dlogits = share * (along - mean)
         if dmask is not None:
             dweight += tl.sum(part * dlogits[None, :], 1)
@@ -235,7 +249,7 @@ def _affine_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """y = x scale + shift, from the last pixels to the first."""
+    """Writes y = x scale + shift, from the last pixels to the first."""
     pixels = rows * ALIGN
     blocks = tl.cdiv(channels, BLOCK_C)
     tile = tl.cdiv(pixels, BLOCK_P) - 1 - tl.program_id(0) // (samples * blocks)
@@ -373,7 +387,7 @@ def _excited(
     z += tl.load(b1 + h, mask=h < hidden, other=0.0).to(tl.float32)
     if block == 0:
         tl.store(z_out + sample * hidden + h, z, mask=h < hidden)
-    z, factor = _normalized(z, h, hidden)
+    z, _ = _normalized(z, h, hidden)
     z *= tl.load(norm_weight + h, mask=h < hidden, other=0.0).to(tl.float32)
     z += tl.load(norm_bias + h, mask=h < hidden, other=0.0).to(tl.float32)
     out = _expand(tl.maximum(z, 0.0), h, hidden, w2, hidden, 1, c, channels)
@@ -624,10 +638,12 @@ def forward(x, tensors, options):
     n, c = x.shape[:2]
     new = _allocator(x)
     maximum, total, context = new(n), new(n), new(n, c)
-    hidden = [0 if f is None else len(f.b1) for f in (add, mul)]
-    add_z, shift = (None, None) if add is None else (new(n, hidden[0]), new(n, c))
-    mul_z, scale = (None, None) if mul is None else (new(n, hidden[1]), new(n, c))
+    hidden = _widths(add, mul)
+    add_z, mul_z = (new(n, p) if p else None for p in hidden)
+    shift, scale = (new(n, c) if p else None for p in hidden)
     saved = tuple(t for t in (context, maximum, total, add_z, mul_z, scale) if t is not None)
+    if not has_memory(x) or not x.numel():  # without memory, sizes may be symbols
+        return y, saved
 
     splits, sweep, config = _tiles_of_all_channels(x, 8192, 16384, 1024)
     maxima, totals, sums = new(n, splits), new(n, splits), new(n, splits, c)
@@ -645,7 +661,7 @@ def forward(x, tensors, options):
         *(maximum, total, context, add_parts, mul_parts),
         *(c, splits, *hidden),
         BLOCK_C=block,
-        BLOCK_R=min(bucket(splits), 64),
+        BLOCK_R=min(bucket(splits), _PARTS),
         BLOCK_H=64,
     )
     wide = _wide_block(hidden)
@@ -673,14 +689,30 @@ def backward(dy, x, tensors, saved, options, needs):
     mul_z, scale = (None, None) if mul is None else rest
     n, c = x.shape[:2]
     new = _allocator(x)
+    hidden = _widths(add, mul)
+
     dx = torch.empty_like(x) if needs[0] else None
-    hidden = [0 if f is None else len(f.b1) for f in (add, mul)]
+    dmask = new(c) if mask_weight is not None and needs[1] else None
+    dbias = None if tensors[1] is None else new(1).zero_()  # the softmax does not see the bias
+    weights = [_Weights(None, None, None, None)] * 2
+    if any(needs[1:]):
+        weights = [
+            _Weights(new(p, c), new(3, p), new(c, p), new(c)) if p else w
+            for p, w in zip(hidden, weights, strict=True)
+        ]
+    gradients = dx, dmask, dbias, *weights[0].in_order(), *weights[1].in_order(), None
+    if not has_memory(x):
+        return gradients
+    if not x.numel():
+        for gradient in (dmask, *weights[0], *weights[1]):
+            if gradient is not None:
+                gradient.zero_()
+        return gradients
 
     blocks, splits, sweep, config = _tiles(x)
     plain, product = (new(n, splits, c) if p else None for p in hidden)
-    launch(
-        _sum_kernel, (n * splits * blocks,), dy, x, plain, product, *sweep, splits, **config
-    )
+    grid = (n * splits * blocks,)
+    launch(_sum_kernel, grid, dy, x, plain, product, *sweep, splits, **config)
     block = _small_block(c)
     blocks = triton.cdiv(c, block)
     add_dout, mul_dout = (new(n, c) if p else None for p in hidden)
@@ -693,19 +725,19 @@ def backward(dy, x, tensors, saved, options, needs):
         *(add_dout, mul_dout, add_dh, mul_dh),
         *(c, splits, *hidden),
         BLOCK_C=block,
-        BLOCK_R=min(bucket(splits), 64),
+        BLOCK_R=min(bucket(splits), _PARTS),
         BLOCK_H=64,
     )
     dcontext = new(n, c)
     add_states, mul_states = (new(n, 4, p) if p else None for p in hidden)
     wide = _wide_block(hidden)
-    pixels = x.shape[2] * x.shape[3]
     launch(
         _unsqueeze_kernel,
         (n * triton.cdiv(c, wide),),
         *(add_dh, add_z, *_norm_and_w1(add), add_states),
         *(mul_dh, mul_z, *_norm_and_w1(mul), mul_states),
-        *(dcontext, 1.0 if mask_weight is not None else 1.0 / max(pixels, 1)),
+        # of a mean, every pixel has the same share
+        *(dcontext, 1.0 if mask_weight is not None else 1.0 / (x.shape[2] * x.shape[3])),
         *(c, blocks, *hidden),
         **_padded(hidden),
         BLOCK_C=wide,
@@ -715,49 +747,53 @@ def backward(dy, x, tensors, saved, options, needs):
     if mask_weight is None:
         if dx is not None:
             _affine(dy, scale, dcontext, dx)
-    elif dx is not None or needs[1]:
+    elif dx is not None or dmask is not None:
         splits, sweep, config = _tiles_of_all_channels(
             x, 4096, 32768 // x.itemsize, 2048 // x.itemsize
         )
-        # where registers have room for a second tile
-        ahead = x.itemsize == 4 and c <= 1024
-        parts = new(n, splits, c) if needs[1] else None
+        parts = None if dmask is None else new(n, splits, c)
         launch(
             _dx_kernel,
             (n * splits,),
             *(dy, x, mask_weight, maximum, total, context, dcontext, scale, dx, parts),
             *(*sweep, splits),
             **config,
-            AHEAD=ahead,
+            AHEAD=x.itemsize == 4 and c <= 1024,  # registers have room for a second tile
         )
-    dmask = None if parts is None else new(c)
-    gradients = []
-    for fusion, dout, states in ((add, add_dout, add_states), (mul, mul_dout, mul_states)):
-        if fusion is None or not any(needs[1:]):
-            gradients += [None] * 6
+    for p, w, dout, states in zip(
+        hidden, weights, (add_dout, mul_dout), (add_states, mul_states), strict=True
+    ):
+        if w.dw1 is None:
             continue
-        gradients += _weights(fusion, dout, states, context, parts, dmask)
-        parts = None  # summed with the first fusion's
-    dbias = None if tensors[1] is None else x.new_zeros(1, dtype=torch.float32)
-    return dx, dmask, dbias, *gradients, None
+        block_h = min(bucket(p), 64)
+        launch(
+            _weights_kernel,
+            (triton.cdiv(c, 32) * triton.cdiv(p, block_h),),
+            *(dout, states, context, parts, *w, dmask),
+            *(n, 0 if parts is None else n * splits, c, p),
+            BLOCK_C=32,
+            BLOCK_H=block_h,
+            BLOCK_R=_PARTS,
+        )
+        parts = None  # the first fusion's launch adds them up
+    return gradients
 
 
-def _weights(fusion, dout, states, context, parts, dmask) -> list[Tensor]:
-    """The gradients of a fusion's parameters; adds up that of mask_weight, if it gets its parts."""
-    new = _allocator(context)
-    (n, c), p = context.shape, len(fusion.b1)
-    dw1, vectors, dw2, db2 = new(p, c), new(3, p), new(c, p), new(c)
-    block_c, block_h = 32, min(bucket(p), 64)
-    launch(
-        _weights_kernel,
-        (triton.cdiv(c, block_c) * triton.cdiv(p, block_h),),
-        *(dout, states, context, parts, dw1, vectors, dw2, db2, dmask),
-        *(n, 0 if parts is None else parts.shape[0] * parts.shape[1], c, p),
-        BLOCK_C=block_c,
-        BLOCK_H=block_h,
-        BLOCK_R=64,
-    )
-    return [dw1, *vectors.unbind(), dw2, db2]
+class _Weights(NamedTuple):
+    """The gradients of a fusion's parameters."""
+
+    dw1: Tensor | None
+    vectors: Tensor | None  # (3, P): of b1, norm_weight and norm_bias
+    dw2: Tensor | None
+    db2: Tensor | None
+
+    def in_order(self) -> tuple:
+        vectors = (None,) * 3 if self.vectors is None else self.vectors.unbind()
+        return self.dw1, *vectors, self.dw2, self.db2
+
+
+def _widths(*fusions: GCTransform | None) -> list[int]:
+    return [0 if f is None else len(f.b1) for f in fusions]
 
 
 def _norm_and_w1(fusion: GCTransform | None) -> tuple:
