@@ -9,7 +9,7 @@ from torch import Tensor
 
 # A pass that finds its chunk in the cache costs a fifth of one that does not; a fresh tensor of
 # the size of a map costs five passes, since the system gives it page by page.
-CHUNK = 1 << 21
+CHUNK = 1 << 22
 
 
 def chunks(x: Tensor) -> Iterator[tuple]:
@@ -53,25 +53,54 @@ def _as_rows(x: Tensor) -> Tensor | None:
     return rows.flatten(0, 1) if x.dim() == 3 and rows.is_contiguous() else None
 
 
-def weighted_sum(x: Tensor, w: Tensor) -> Tensor:
+class Scratch:
+    """One buffer for what every chunk needs and no chunk keeps.
+
+    A buffer of its own would cost each chunk the system's time for fresh pages, up to three times
+    that of the arithmetic.
+    """
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+        self._flat: Tensor | None = None
+
+    def like(self, x: Tensor) -> Tensor:
+        """An uninitialised tensor of the shape and layout of ``x``, until the next call."""
+        if x.device.type != "cpu":
+            return torch.empty_like(x, dtype=self.dtype)
+        if self._flat is None or self._flat.numel() < x.numel():
+            self._flat = x.new_empty(x.numel(), dtype=self.dtype)
+        return self._flat.as_strided(x.shape, torch.empty_like(x, device="meta").stride())
+
+    def wide(self, x: Tensor) -> Tensor:
+        """``x`` in the dtype of the buffer: itself, or a copy."""
+        return x if x.dtype == self.dtype else self.like(x).copy_(x)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """``a * b`` in the buffer, where ``b`` broadcasts to ``a``."""
+        return torch.mul(a, b, out=self.like(a))
+
+
+def weighted_sum(x: Tensor, w: Tensor, scratch: Scratch | None = None) -> Tensor:
     """Sums over channels: (..., C, H, W) and (..., C) -> (..., H, W)."""
     if (rows := _as_rows(x)) is not None:
         return torch.mv(rows, w).view(x.shape[1:])
     if _is_flat(x):
         return torch.matmul(w.unsqueeze(-2), x.flatten(-2)).squeeze(-2).unflatten(-1, x.shape[-2:])
-    return channel_sum(x, w[..., None, None])
+    return channel_sum(x, w[..., None, None], scratch)
 
 
-def channel_sum(a: Tensor, b: Tensor) -> Tensor:
+def channel_sum(a: Tensor, b: Tensor, scratch: Scratch | None = None) -> Tensor:
     """Sums a product over channels: (..., C, H, W) and the same or (..., C, 1, 1)."""
     out = a.new_empty(*a.shape[:-3], *a.shape[-2:])
+    scratch = scratch or Scratch(a.dtype)
     for rows in _rows(a):
         other = b if b.shape[-2] == 1 else b[..., rows, :]
-        torch.sum(a[..., rows, :] * other, -3, out=out[..., rows, :])
+        torch.sum(scratch.product(a[..., rows, :], other), -3, out=out[..., rows, :])
     return out
 
 
-def weighted_pixels(x: Tensor, w: Tensor) -> Tensor:
+def weighted_pixels(x: Tensor, w: Tensor, scratch: Scratch | None = None) -> Tensor:
     """Sums over pixels: (..., C, H, W) and (..., H, W) -> (..., C)."""
     if (rows := _as_rows(x)) is not None:
         return torch.mv(rows.T, w.flatten())
@@ -79,23 +108,28 @@ def weighted_pixels(x: Tensor, w: Tensor) -> Tensor:
         return torch.mv(x.flatten(1), w.flatten())
     if _is_flat(x) and x.device.type != "cpu":
         return torch.matmul(x.flatten(-2), w.flatten(-2).unsqueeze(-1)).squeeze(-1)
-    return pixel_sum(x, w.unsqueeze(-3))  # on a CPU six times as fast as that
+    return pixel_sum(x, w.unsqueeze(-3), scratch)  # on a CPU six times as fast as that
 
 
-def pixel_sum(a: Tensor, b: Tensor) -> Tensor:
+def pixel_sum(a: Tensor, b: Tensor, scratch: Scratch | None = None) -> Tensor:
     """Sums a product over pixels: (..., C, H, W) and the same or (..., 1, H, W) -> (..., C)."""
     out = a.new_zeros(a.shape[:-2])
+    scratch = scratch or Scratch(a.dtype)
     for rows in _rows(a):
-        out += (a[..., rows, :] * b[..., rows, :]).sum((-2, -1))
+        out += scratch.product(a[..., rows, :], b[..., rows, :]).sum((-2, -1))
     return out
 
 
-def outer(columns: Tensor, rows: Tensor, like: Tensor) -> Tensor:
-    """``columns @ rows``, (..., C, k) and (..., k, H, W), in the shape and layout of ``like``."""
+def outer(columns: Tensor, rows: Tensor, out: Tensor) -> Tensor:
+    """``columns @ rows``, (..., C, k) and (..., k, H, W), into the dense ``out`` (..., C, H, W)."""
     rows = rows.flatten(-2)
-    if _as_rows(like) is not None:
-        return torch.mm(rows.T, columns.T).view(*like.shape[1:], -1).permute(2, 0, 1)
-    return torch.matmul(columns, rows).view(like.shape)
+    if (found := _as_rows(out)) is not None:
+        torch.mm(rows.T, columns.T, out=found)
+    elif _is_flat(out):
+        torch.matmul(columns, rows, out=out.flatten(-2))
+    else:
+        out.copy_(torch.matmul(columns, rows).view(out.shape))
+    return out
 
 
 def blocks(x: Tensor) -> Iterator[tuple]:
@@ -116,15 +150,17 @@ def blocks(x: Tensor) -> Iterator[tuple]:
 def channel_sums(x: Tensor, dtype: torch.dtype, power: int = 1, absolute: bool = False) -> Tensor:
     """Sums of x, |x| or x^2 over the pixels in ``dtype``: (N, C, H, W) -> (N, C)."""
     out = x.new_zeros(x.shape[:2], dtype=dtype)
+    widened, powers = Scratch(dtype), Scratch(dtype)
     for at in blocks(x):
-        wide = x[at].to(dtype)
+        wide = widened.wide(x[at])
         if power == 1 and not absolute:
             out[at[:2]] += wide.sum((-2, -1))
         elif _is_flat(wide):
             norm = torch.linalg.vector_norm(wide, power, dim=(-2, -1))
             out[at[:2]] += norm.square_() if power == 2 else norm
         else:
-            out[at[:2]] += (wide.square() if power == 2 else wide.abs()).sum((-2, -1))
+            change = torch.square if power == 2 else torch.abs
+            out[at[:2]] += change(wide, out=powers.like(wide)).sum((-2, -1))
     return out
 
 
@@ -138,8 +174,9 @@ def channel_mean(x: Tensor, dtype: torch.dtype) -> Tensor:
 def channel_products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """Sums of a product over the pixels in ``dtype``: (N, C, H, W) twice -> (N, C)."""
     out = a.new_zeros(a.shape[:2], dtype=dtype)
+    first, second, product = Scratch(dtype), Scratch(dtype), Scratch(dtype)
     for at in blocks(a):
-        out[at[:2]] += torch.mul(a[at].to(dtype), b[at].to(dtype)).sum((-2, -1))
+        out[at[:2]] += product.product(first.wide(a[at]), second.wide(b[at])).sum((-2, -1))
     return out
 
 
@@ -154,8 +191,9 @@ def scale_and_shift(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Te
         if shift is None:
             return torch.mul(x, scale, out=out)
         return torch.addcmul(shift, x, scale, out=out)
+    scratch = Scratch(dtype)
     for at in blocks(x):
-        wide = x[at].to(dtype)
+        wide = scratch.wide(x[at])
         if scale is not None:
             wide = wide.mul_(scale[at[:2]])
         out[at] = wide if shift is None else wide.add_(shift[at[:2]])

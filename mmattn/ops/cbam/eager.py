@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from mmattn.ops._backend import scaled, statistics_dtype, without_autocast
-from mmattn.ops._chunks import blocks, weighted_pixels, weighted_sum
+from mmattn.ops._chunks import Scratch, blocks, weighted_pixels, weighted_sum
 from mmattn.ops._operator import pullback
 
 # the equations, one PyTorch operator after the other ---------------------------------------------
@@ -64,8 +64,9 @@ def _pool_pixels(x: Tensor) -> Tensor:
     dtype = statistics_dtype(x)
     pooled = x.new_zeros((2, *x.shape[:2]), dtype=dtype)
     mean, largest = pooled[0], pooled[1].fill_(-torch.inf)
+    scratch = Scratch(dtype)
     for at in blocks(x):
-        part = x[at].to(dtype)
+        part = scratch.wide(x[at])
         mean[at[:2]] += part.sum((-2, -1))
         own = largest[at[:2]]
         torch.maximum(own, part.amax((-2, -1)), out=own)
@@ -93,9 +94,10 @@ def backward(dy, x, tensors, saved, options, needs):
     pooled, gate = saved
     largest, dtype = pooled[1], pooled.dtype
     dgate, ties = torch.zeros_like(gate), torch.zeros_like(gate)
+    first, second, third = Scratch(dtype), Scratch(dtype), Scratch(dtype)
     for at in blocks(x):
-        part = x[at].to(dtype)
-        product = part * dy[at].to(dtype)
+        part = first.wide(x[at])
+        product = second.product(part, third.wide(dy[at]))
         dgate[at[:2]] += product.sum((-2, -1))
         if needs[0]:
             ties[at[:2]] += _where_equal(part, _of_channels(largest, at), product).sum((-2, -1))
@@ -105,10 +107,10 @@ def backward(dy, x, tensors, saved, options, needs):
     dmean, dlargest = dpooled[0] / (x.shape[2] * x.shape[3]), dpooled[1] / ties
     dx = torch.empty_like(x)
     for at in blocks(x):
-        part = x[at].to(dtype)
-        found = _where_equal(part, _of_channels(largest, at), torch.empty_like(part))
+        part = first.wide(x[at])
+        found = _where_equal(part, _of_channels(largest, at), second.like(part))
         torch.addcmul(_of_channels(dmean, at), found, _of_channels(dlargest, at), out=found)
-        _addcmul(found, dy[at].to(dtype), _of_channels(gate, at), dx[at])
+        _addcmul(found, third.wide(dy[at]), _of_channels(gate, at), dx[at])
     return dx, *dmlp, None
 
 
@@ -219,8 +221,9 @@ def _forward(x: Tensor, tensors: tuple, spatial: Callable[[Tensor], Tensor]):
     maps = c.new_zeros((x.shape[0], 2, *x.shape[2:]))
     highest, mean = maps.unbind(1)
     highest.fill_(-torch.inf)
+    first, second = Scratch(c.dtype), Scratch(c.dtype)
     for at in blocks(x):
-        part = x[at].to(c.dtype) * _of_channels(c, at)
+        part = second.product(first.wide(x[at]), _of_channels(c, at))
         own = _of_pixels(highest, at)
         torch.maximum(own, part.amax(-3, keepdim=True), out=own)
         _of_pixels(mean, at).add_(part.sum(-3, keepdim=True))
@@ -228,11 +231,11 @@ def _forward(x: Tensor, tensors: tuple, spatial: Callable[[Tensor], Tensor]):
     s = scaled(spatial(maps), scale).squeeze(1)  # (N, H, W)
     y = torch.empty_like(x)
     for at in blocks(x):
-        own = y[at] if x.dtype == c.dtype else None
-        part = torch.mul(x[at].to(c.dtype), _of_channels(c, at), out=own)
-        part *= _of_pixels(s, at)
-        if own is None:
-            y[at] = part
+        part = second.product(first.wide(x[at]), _of_channels(c, at))
+        if x.dtype == c.dtype:
+            torch.mul(part, _of_pixels(s, at), out=y[at])
+        else:
+            y[at] = part.mul_(_of_pixels(s, at))
     return y, pooled, c, maps, s
 
 
@@ -246,13 +249,14 @@ def _backward(x, dy, tensors, saved, spatial: _Spatial, needs) -> list[Tensor | 
     largest, highest = pooled[1], maps[:, 0]  # over pixels, and over channels
     ds, ties_over_channels = torch.zeros_like(s), torch.zeros_like(s)
     dc, ties_over_pixels = torch.zeros_like(c), torch.zeros_like(c)
+    first, second, third = Scratch(dtype), Scratch(dtype), Scratch(dtype)
     for at in blocks(x):
-        part = x[at].to(dtype)
-        product = part * dy[at].to(dtype)
-        _of_pixels(ds, at).add_(weighted_sum(product, c[at[:2]]).unsqueeze(-3))
+        part = first.wide(x[at])
+        product = second.product(part, third.wide(dy[at]))
+        _of_pixels(ds, at).add_(weighted_sum(product, c[at[:2]], third).unsqueeze(-3))
         if not through_maps:
             continue
-        dc[at[:2]] += weighted_pixels(product, s[at[0], ..., at[2], :])
+        dc[at[:2]] += weighted_pixels(product, s[at[0], ..., at[2], :], third)
         torch.mul(part, _of_channels(c, at), out=product)
         found = _where_equal(product, _of_pixels(highest, at), product)
         _of_pixels(ties_over_channels, at).add_(found.sum(-3, keepdim=True))
@@ -265,8 +269,8 @@ def _backward(x, dy, tensors, saved, spatial: _Spatial, needs) -> list[Tensor | 
 
     dhighest, dmean = dmaps[:, 0] / ties_over_channels, dmaps[:, 1] / x.shape[1]
     for at in blocks(x):
-        part = x[at].to(dtype)
-        product = part * _of_channels(c, at)
+        part = first.wide(x[at])
+        product = second.product(part, _of_channels(c, at))
         found = _where_equal(product, _of_pixels(highest, at), product)
         through = torch.addcmul(_of_pixels(dmean, at), found, _of_pixels(dhighest, at), out=found)
         dc[at[:2]] += through.mul_(part).sum((-2, -1))
@@ -278,13 +282,13 @@ def _backward(x, dy, tensors, saved, spatial: _Spatial, needs) -> list[Tensor | 
     dall, dlargest = dpooled[0] / (x.shape[2] * x.shape[3]), dpooled[1] / ties_over_pixels
     dx = torch.empty_like(x)
     for at in blocks(x):
-        part = x[at].to(dtype)
-        product = part * _of_channels(c, at)
+        part = first.wide(x[at])
+        product = second.product(part, _of_channels(c, at))
         found = _where_equal(product, _of_pixels(highest, at), product)
         inner = torch.addcmul(_of_pixels(dmean, at), found, _of_pixels(dhighest, at), out=found)
-        inner.addcmul_(dy[at].to(dtype), _of_pixels(s, at))
+        inner.addcmul_(third.wide(dy[at]), _of_pixels(s, at))
         inner = torch.addcmul(_of_channels(dall, at), inner, _of_channels(c, at), out=inner)
-        found = _where_equal(part, _of_channels(largest, at), torch.empty_like(part))
+        found = _where_equal(part, _of_channels(largest, at), third.like(part))
         _addcmul(inner, found, _of_channels(dlargest, at), dx[at])
     return [dx, *dmlp, *dparameters]
 

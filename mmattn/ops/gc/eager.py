@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmattn.ops._backend import scaled, statistics_dtype, without_autocast
 from mmattn.ops._chunks import (
+    Scratch,
     blocks,
     channel_mean,
     channel_products,
@@ -69,8 +70,9 @@ def forward(x, tensors, options):
         mask = x.new_empty((len(x), *x.shape[2:]), dtype=dtype)
         context = x.new_empty(x.shape[:2], dtype=dtype)
         weight = mask_weight.to(dtype).flatten()
+        scratch = Scratch(dtype)
         for at in samples(x):
-            wide = x[at].to(dtype)
+            wide = scratch.wide(x[at])
             logits = weighted_sum(wide, weight)
             mask[at] = logits.flatten(-2).softmax(-1).view_as(logits)
             context[at] = weighted_pixels(wide, mask[at])
@@ -104,8 +106,9 @@ def backward(dy, x, tensors, saved, options, needs):
     dx = torch.empty_like(x) if needs[0] else None
     mean = (dcontext * context).sum(1)[:, None, None]
     dlogits = torch.empty_like(mask)
+    first, second = Scratch(dtype), Scratch(dtype)
     for at in samples(x):
-        wide = x[at].to(dtype)
+        wide = first.wide(x[at])
         dlogits[at] = mask[at] * (weighted_sum(wide, dcontext[at]) - mean[at])
         if needs[1]:
             dweight += weighted_pixels(wide, dlogits[at]).view(-1, len(weight)).sum(0)
@@ -114,12 +117,14 @@ def backward(dy, x, tensors, saved, options, needs):
     columns = torch.stack([dcontext, weight.expand_as(dcontext)], -1)  # (N, C, 2)
     rows = torch.stack([mask, dlogits], 1)  # (N, 2, H, W)
     for at in blocks(x):
-        part = dy[at].to(dtype)
-        whole = outer(columns[at[:2]], rows[at[0]][..., at[2], :], part)
+        part = first.wide(dy[at])
+        whole = outer(columns[at[:2]], rows[at[0]][..., at[2], :], second.like(part))
+        out = dx[at] if x.dtype == dtype else whole
         if a is None:
-            whole += part
+            torch.add(whole, part, out=out)
         else:
-            whole.addcmul_(part, a[at[:2]][..., None, None])
-        dx[at] = whole
+            torch.addcmul(whole, part, a[at[:2]][..., None, None], out=out)
+        if out is whole:
+            dx[at] = whole
     dbias = torch.zeros_like(mask_bias)
     return dx, dweight, dbias, *dfusions, None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmattn.ops._backend import scaled, statistics_dtype, without_autocast
-from mmattn.ops._chunks import blocks, channel_products, channel_sums, scale_and_shift
+from mmattn.ops._chunks import Scratch, blocks, channel_products, channel_sums, scale_and_shift
 from mmattn.ops._operator import pullback
 from mmattn.ops.gct.reference import GATES
 
@@ -79,14 +79,15 @@ def backward(dy, x, tensors, saved, options, needs):
         return scale_and_shift(dy, a, dtotal), *dparameters, None
     dx = torch.empty_like(x)
     a, dtotal = a[:, :, None, None], dtotal[:, :, None, None]
+    first, second, third = Scratch(dtype), Scratch(dtype), Scratch(dtype)
     for at in blocks(x):
-        part = x[at].to(dtype)
-        whole = dx[at] if x.dtype == dtype else torch.empty_like(part)
-        torch.mul(dy[at].to(dtype), a[at[:2]], out=whole)
+        part = first.wide(x[at])
+        whole = dx[at] if x.dtype == dtype else second.like(part)
+        torch.mul(third.wide(dy[at]), a[at[:2]], out=whole)
         if norm == "l2":
             whole.addcmul_(part, dtotal[at[:2]], value=2)
         else:
-            whole.addcmul_(part.sign(), dtotal[at[:2]])
+            whole.addcmul_(torch.sign(part, out=third.like(part)), dtotal[at[:2]])
         if whole.dtype != x.dtype:
             dx[at] = whole
     return dx, *dparameters, None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmattn.ops._backend import scaled, statistics_dtype, without_autocast
-from mmattn.ops._chunks import channel_sum, chunks, weighted_pixels, weighted_sum
+from mmattn.ops._chunks import Scratch, channel_sum, chunks, weighted_pixels, weighted_sum
 
 
 @without_autocast
@@ -41,7 +41,7 @@ def sge(
 
 @without_autocast
 def forward(x, tensors, options):
-    """Returns y and q (N, C), the mean of t and its spread + eps (N, G)."""
+    """Returns y and q (N, C), the mean of t and its spread (N, G)."""
     weight, bias, gate_scale = tensors
     groups, eps, normalize = options
     dtype = statistics_dtype(x)
@@ -51,20 +51,21 @@ def forward(x, tensors, options):
     y = torch.empty_like(x)
     q = x.new_empty((n, groups, c // groups), dtype=dtype)
     mean = x.new_zeros((n, groups), dtype=dtype)
-    spread = x.new_ones((n, groups), dtype=dtype)
+    std = x.new_ones((n, groups), dtype=dtype)
     xg, yg = x.unflatten(1, (groups, -1)), y.unflatten(1, (groups, -1))
+    widened, scratch = Scratch(dtype), Scratch(dtype)
     for at in chunks(xg):
-        part = xg[at].to(dtype)
+        part = widened.wide(xg[at])
         q[at] = part.mean((-2, -1))
-        t = weighted_sum(part, q[at])
+        t = weighted_sum(part, q[at], scratch)
         if normalize:
             mean[at] = t.mean((-2, -1))
             t -= mean[at][..., None, None]
-            spread[at] = torch.linalg.vector_norm(t, dim=(-2, -1)) / freedom**0.5 + eps
-            t /= spread[at][..., None, None]
+            std[at] = torch.linalg.vector_norm(t, dim=(-2, -1)) / freedom**0.5
+            t /= (std[at] + eps)[..., None, None]
         a = t.mul_(weight[at[-1]]).add_(bias[at[-1]]).sigmoid_()
         torch.mul(xg[at], scaled(a, gate_scale).to(x.dtype).unsqueeze(-3), out=yg[at])
-    return y, (q, mean, spread)
+    return y, (q, mean, std)
 
 
 @without_autocast
@@ -72,21 +73,22 @@ def backward(dy, x, tensors, saved, options, needs):
     """Returns the gradients of x, weight and bias."""
     weight, bias, gate_scale = tensors
     groups, eps, normalize = options
-    q, mean, spread = saved
+    q, mean, std = saved
     dtype = q.dtype
     pixels = x.shape[2] * x.shape[3]
     weight, bias = (p.to(dtype).flatten()[:, None, None] for p in (weight, bias))
     dx = torch.empty_like(x) if needs[0] else None
     dweight, dbias = torch.zeros_like(mean), torch.zeros_like(mean)
     xg, dyg, dxg = (None if v is None else v.unflatten(1, (groups, -1)) for v in (x, dy, dx))
+    first, second, scratch = Scratch(dtype), Scratch(dtype), Scratch(dtype)
     for at in chunks(xg):
-        part, upstream = xg[at].to(dtype), dyg[at].to(dtype)
-        t = weighted_sum(part, q[at])
+        part, upstream = first.wide(xg[at]), second.wide(dyg[at])
+        t = weighted_sum(part, q[at], scratch)
         if normalize:
             t -= mean[at][..., None, None]
-            t /= spread[at][..., None, None]
+            t /= (std[at] + eps)[..., None, None]
         a = (t * weight[at[-1]]).add_(bias[at[-1]]).sigmoid_()
-        dz = scaled(channel_sum(part, upstream), gate_scale)
+        dz = scaled(channel_sum(part, upstream, scratch), gate_scale)
         dz.mul_(a).mul_(1 - a)
         dbias[at] = dz.sum((-2, -1))
         dweight[at] = torch.mul(dz, t).sum((-2, -1))
@@ -95,14 +97,14 @@ def backward(dy, x, tensors, saved, options, needs):
         dt = dz.mul_(weight[at[-1]])
         if normalize:
             # through the mean, and through the spread
-            along = weight[at[-1]] * dweight[at][..., None, None]
-            std = spread[at][..., None, None] - eps
-            along = torch.where(std > 0, along / std * spread[at][..., None, None], 0)
+            spread = std[at][..., None, None]
+            along = weight[at[-1]] * dweight[at][..., None, None] * (spread + eps) / spread
+            along = torch.where(spread > 0, along, 0)
             dt.sub_(weight[at[-1]] * dbias[at][..., None, None] / pixels)
             dt.addcmul_(t, along, value=-1 / max(pixels - 1, 1))
-            dt /= spread[at][..., None, None]
-        dq = weighted_pixels(part, dt)
-        whole = dxg[at] if x.dtype == dtype else torch.empty_like(part)
+            dt /= spread + eps
+        dq = weighted_pixels(part, dt, scratch)
+        whole = dxg[at] if x.dtype == dtype else scratch.like(part)
         torch.mul(upstream, scaled(a, gate_scale).unsqueeze(-3), out=whole)
         whole.addcmul_(q[at][..., None, None], dt.unsqueeze(-3))
         whole += (dq / pixels)[..., None, None]
