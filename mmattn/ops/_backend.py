@@ -30,7 +30,7 @@ def _validated(name: str, source: str) -> str:
 
 
 # A plain global rather than a ContextVar: torch.compile can guard on it.
-_current = _validated(os.environ.get("MMATTN_BACKEND", "auto"), "MMATTN_BACKEND")
+_current = _validated(os.environ.get("MMATTN_BACKEND") or "auto", "MMATTN_BACKEND")
 
 
 class use_backend:  # noqa: N801  (a function to its caller, like torch.no_grad)
@@ -38,7 +38,8 @@ class use_backend:  # noqa: N801  (a function to its caller, like torch.no_grad)
 
     ``use_backend('reference')`` holds from the call on; ``with use_backend('reference'):``
     restores the earlier choice at the end of the block. The process starts with the
-    environment variable ``MMATTN_BACKEND``, or ``'auto'``.
+    environment variable ``MMATTN_BACKEND``, or ``'auto'``. All threads share the choice. The
+    backward pass of activation checkpointing, which computes again, belongs into the block.
 
     Args:
         name: ``'reference'``: the paper's equation in the input's own dtype, the oracle.
@@ -52,11 +53,12 @@ class use_backend:  # noqa: N801  (a function to its caller, like torch.no_grad)
 
     def __init__(self, name: str):
         global _current
-        self._previous = _current
-        _current = _validated(name, "backend")
+        self._name, self._previous = _validated(name, "backend"), _current
+        _current = name
 
     def __enter__(self) -> None:
-        return None
+        global _current
+        _current = self._name
 
     def __exit__(self, *_) -> None:
         global _current
@@ -96,18 +98,28 @@ def triton_runs(op: str, module: str | None, x: Tensor, forced: bool) -> bool:
 @torch.compiler.assume_constant_result
 def _why_not_triton(device: str, index: int) -> str:
     """Why no kernel runs on a device; '' if one does."""
+    # trying one waits for the device, which a graph that is being captured forbids
+    tried = (device, index) in _TRIED
+    if device == "cuda" and not tried and torch.cuda.is_current_stream_capturing():
+        return "was not tried out before a CUDA graph was captured: call the operator once before"
     return _try_triton(device, index)  # a compiler would look into what is cached itself
+
+
+_TRIED: set[tuple[str, int]] = set()
 
 
 @functools.cache
 def _try_triton(device: str, index: int) -> str:
     """The same, found out once by running one."""
+    _TRIED.add((device, index))
     try:
         from mmattn.ops import _triton
 
         if device != "cuda" and not _triton.INTERPRETED:
             return f"has triton kernels for CUDA only, not for {device}"
         _triton.try_out(torch.device(device, index) if device == "cuda" else torch.device(device))
+    except torch.cuda.OutOfMemoryError:  # no reason for the next time
+        raise
     except Exception as error:  # whatever a driver, a compiler or an installation has to say
         text = str(error).strip().partition("\n")[0]
         return f"cannot use triton here ({type(error).__name__}: {text})"

@@ -15,18 +15,32 @@ CHUNK = 1 << 22
 def chunks(x: Tensor) -> Iterator[tuple]:
     """Indices of the first two dimensions, (N, B, ...), that cut ``x`` into chunks.
 
-    A chunk lies in one sample and holds whole entries of B; where the channels of a pixel lie
+    A chunk is several small samples, or lies in one and holds whole entries of B; where the channels of a pixel lie
     side by side, it is the sample. On other devices than a CPU it is everything.
     """
     if x.device.type != "cpu":
         yield (slice(None), slice(None))
         return
-    step = max(1, CHUNK * x.shape[0] * x.shape[1] // max(x.nbytes, 1))
+    if (several := _samples_together(x)) > 1:
+        for n in range(0, len(x), several):
+            yield (slice(n, n + several), slice(None))
+        return
+    step = max(1, _size(x) * x.shape[0] * x.shape[1] // max(x.nbytes, 1))
     if x.stride(1) < x.stride(-1):
         step = max(x.shape[1], 1)
     for n in range(x.shape[0]):
         for start in range(0, x.shape[1], step):
             yield (n, slice(start, start + step))
+
+
+def _size(x: Tensor) -> int:
+    """Bytes of a chunk of the map ``x``: little beside the map."""
+    return min(CHUNK, max(x.nbytes // 8, 1 << 18))
+
+
+def _samples_together(x: Tensor) -> int:
+    """How many samples of ``x`` make a chunk."""
+    return _size(x) * len(x) // max(x.nbytes, 1)
 
 
 def samples(x: Tensor) -> Iterator[int | slice]:
@@ -138,6 +152,10 @@ def blocks(x: Tensor) -> Iterator[tuple]:
         yield (slice(None),) * 3
         return
     whole = slice(None)
+    if (several := _samples_together(x)) > 1:
+        for n in range(0, len(x), several):
+            yield slice(n, n + several), whole, whole
+        return
     for n in range(x.shape[0]):
         if x.stride(1) < x.stride(-1):
             for rows in _rows(x[n]):
@@ -149,6 +167,11 @@ def blocks(x: Tensor) -> Iterator[tuple]:
 
 def channel_sums(x: Tensor, dtype: torch.dtype, power: int = 1, absolute: bool = False) -> Tensor:
     """Sums of x, |x| or x^2 over the pixels in ``dtype``: (N, C, H, W) -> (N, C)."""
+    if x.device.type != "cpu":
+        if power == 1 and not absolute:
+            return x.sum((2, 3), dtype=dtype)
+        norm = torch.linalg.vector_norm(x, power, dim=(2, 3), dtype=dtype)
+        return norm.square_() if power == 2 else norm
     out = x.new_zeros(x.shape[:2], dtype=dtype)
     widened, powers = Scratch(dtype), Scratch(dtype)
     for at in blocks(x):
@@ -176,7 +199,9 @@ def channel_products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     out = a.new_zeros(a.shape[:2], dtype=dtype)
     first, second, product = Scratch(dtype), Scratch(dtype), Scratch(dtype)
     for at in blocks(a):
-        out[at[:2]] += product.product(first.wide(a[at]), second.wide(b[at])).sum((-2, -1))
+        # the other converts on the way on a GPU, and is of the same dtype on a CPU
+        other = b[at] if b.device.type != "cpu" else second.wide(b[at])
+        out[at[:2]] += product.product(first.wide(a[at]), other).sum((-2, -1))
     return out
 
 
@@ -185,12 +210,17 @@ def scale_and_shift(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Te
     dtype = next(v.dtype for v in (scale, shift) if v is not None)
     scale, shift = (None if v is None else v[:, :, None, None] for v in (scale, shift))
     out = torch.empty_like(x)
-    if x.dtype == dtype:
+    # on a GPU other dtypes are converted on the way
+    if x.dtype == dtype or x.device.type != "cpu":
         if scale is None:
             return torch.add(x, shift, out=out)
         if shift is None:
             return torch.mul(x, scale, out=out)
-        return torch.addcmul(shift, x, scale, out=out)
+        if x.device.type != "cpu":
+            return torch.addcmul(shift, x, scale, out=out)
+        for at in blocks(x):  # with two numbers a channel in one PyTorch computes value by value
+            torch.mul(x[at], scale[at[:2]], out=out[at]).add_(shift[at[:2]])
+        return out
     scratch = Scratch(dtype)
     for at in blocks(x):
         wide = scratch.wide(x[at])

@@ -82,6 +82,8 @@ class Operator:
         # torch.export compiles, too, but what it writes is to run where mmattn is not
         if _backend.is_exporting() or not (compiling or _is_ordinary(x, tensors)):
             return "plain"
+        if x.is_meta and backend == "triton":
+            backend = "eager"
         if backend != "eager" and self._takes_triton(x, backend == "triton"):
             return "triton"
         # a compiler fuses the plain operators itself
@@ -102,7 +104,7 @@ class Operator:
 
     def forward(self, implementation: str, x: Tensor, tensors: tuple, options: tuple):
         """Returns y and what the backward pass needs beside x; nothing is differentiable."""
-        if torch.compiler.is_compiling():
+        if implementation == "triton" and torch.compiler.is_compiling():
             operator = getattr(torch.ops.mmattn, f"{self.name}_forward")
             y, *saved = operator(x, list(tensors), repr(options))
             return y, tuple(saved)
@@ -110,7 +112,7 @@ class Operator:
 
     def backward(self, implementation, dy, x, tensors, saved, options, needs):
         """Returns the gradients of x and of each tensor, None where ``needs`` says False."""
-        if torch.compiler.is_compiling():
+        if implementation == "triton" and torch.compiler.is_compiling():
             operator = getattr(torch.ops.mmattn, f"{self.name}_backward")
             found = iter(operator(dy, x, list(tensors), list(saved), repr(options), list(needs)))
             return tuple(next(found) if need else None for need in needs)
@@ -143,9 +145,10 @@ class _Fused(torch.autograd.Function):
         x, *rest = ctx.saved_tensors
         tensors, saved = tuple(rest[: ctx.num_tensors]), tuple(rest[ctx.num_tensors :])
         needs = tuple(ctx.needs_input_grad[3:])
-        # create_graph=True: the gradient is to be differentiated, which only PyTorch can do
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            gradients = _differentiable(ctx.operator, dy, x, tensors, ctx.options, needs)
+        if needs_plain_backward(dy):
+            gradients = plain_gradients(
+                lambda *inputs: ctx.operator.plain(*inputs, *ctx.options), (x, *tensors), dy, needs
+            )
         else:
             gradients = ctx.operator.backward(
                 ctx.implementation, dy, x, tensors, saved, ctx.options, needs
@@ -153,11 +156,25 @@ class _Fused(torch.autograd.Function):
         return None, None, None, *gradients
 
 
-def _differentiable(operator, dy, x, tensors, options, needs) -> list[Tensor | None]:
-    """The gradients as functions of dy and of every input, for a gradient of them."""
-    y = operator.plain(x, *tensors, *options)
-    wanted = [t for t, need in zip((x, *tensors), needs, strict=True) if need]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True, materialize_grads=True))
+def needs_plain_backward(dy: Tensor) -> bool:
+    """Whether PyTorch alone can do it: a gradient to differentiate, or a batch of them."""
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        torch.is_grad_enabled()  # create_graph=True
+        or torch._C._functorch.is_legacy_batchedtensor(dy)  # is_grads_batched=True
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def plain_gradients(plain: Callable, inputs: tuple, dy: Tensor, needs: tuple) -> list:
+    """The gradients through ``plain(*inputs)``, to be differentiated where that is asked."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = plain(*inputs)
+    wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
+    found = torch.autograd.grad(y, wanted, dy, create_graph=create_graph, materialize_grads=True)
+    found = iter(found)
     return [next(found) if need else None for need in needs]
 
 

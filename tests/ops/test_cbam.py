@@ -1,6 +1,8 @@
 """CBAM's gates: the passes of their own against the equation in float64, and what autograd does."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -390,3 +392,37 @@ def test_the_passes_run_where_they_should(monkeypatch):
     monkeypatch.setattr(_backend, "EAGER_FROM", 1 << 20)
     build()(draw())
     assert taken == ["eager", "eager", "plain"]
+
+
+@pytest.mark.parametrize("backward", [True, False])
+def test_nothing_is_kept_alive(backward):
+    """The small graph inside the node goes with it: no cycle where no collector looks."""
+    y = scramble(CBAM(in_channels=16))(torch.randn(2, 16, 5, 7, requires_grad=True))
+    inner = weakref.ref(y.grad_fn.spatial)
+    if backward:
+        y.sum().backward()
+    del y
+    gc.collect()
+    assert inner() is None
+
+
+def test_parameters_that_are_plain_attributes_learn():
+    """As in the replicas of DataParallel, and under FSDP."""
+    module, x = scramble(CBAM(in_channels=16)), torch.randn(2, 16, 5, 7)
+    weight = module.SpatialGate["spatial"]["conv"].weight
+    module(x).square().sum().backward()
+    expected, weight.grad = weight.grad, None
+    del module.SpatialGate["spatial"]["conv"].weight
+    module.SpatialGate["spatial"]["conv"].weight = weight * 1
+    module(x).square().sum().backward()
+    assert_close(weight.grad, expected, 1e-4)
+
+
+def test_gradients_in_batches():
+    module = scramble(CBAM(in_channels=8, ratio=4).double()).eval()
+    x = torch.randn(1, 8, 2, 3, dtype=torch.float64, requires_grad=True)
+    y = module(x)
+    upstream = torch.randn(3, *y.shape, dtype=torch.float64)
+    (found,) = torch.autograd.grad(y, x, upstream, is_grads_batched=True, retain_graph=True)
+    for one, dy in zip(found, upstream, strict=True):
+        assert_close(one, torch.autograd.grad(y, x, dy, retain_graph=True)[0], 1e-12)

@@ -494,6 +494,39 @@ def test_anomaly_mode_and_hooks_on_what_is_saved(name, variant, backend):
 
 
 @every_module_and_backend
+def test_gradients_in_batches(name, variant, backend):
+    """As jacobian(vectorize=True) asks for them."""
+    dtype = DTYPES[backend]
+    module = make(name, variant, dtype)
+    x = draw(*SHAPE, dtype=dtype).requires_grad_()
+    y = module(x)
+    upstream = torch.stack([draw(*SHAPE, dtype=dtype, seed=i) for i in range(3)])
+    each = torch.stack([torch.autograd.grad(y, x, dy, retain_graph=True)[0] for dy in upstream])
+    (found,) = torch.autograd.grad(y, x, upstream, is_grads_batched=True, retain_graph=True)
+    assert_close(found, each, TOLERANCE[dtype])
+    found = torch.func.vmap(lambda dy: torch.autograd.grad(y, x, dy, retain_graph=True)[0])(
+        upstream
+    )
+    assert_close(found, each, TOLERANCE[dtype])
+
+
+@every_module
+def test_compiled_autograd(name, variant, monkeypatch):
+    """A compiler that follows the backward pass takes no other kernels than the forward did."""
+    from torch._dynamo import compiled_autograd
+
+    monkeypatch.setattr(_backend, "EAGER_FROM", 0)
+    module = make(name, variant, torch.float64)
+    x = draw(*SHAPE, dtype=torch.float64).requires_grad_()
+    module(x).square().sum().backward()
+    expected, x.grad = x.grad, None
+    torch._dynamo.reset()
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        module(x).square().sum().backward()
+    assert_close(x.grad, expected, 1e-12)
+
+
+@every_module_and_backend
 def test_function_transforms(name, variant, backend):
     dtype = DTYPES[backend]
     module = make(name, variant, dtype)

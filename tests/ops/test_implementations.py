@@ -358,6 +358,7 @@ def peak(function, trace) -> int:
 def test_takes_no_more_memory_than_the_reference(name, variant, last, tmp_path, monkeypatch):
     """On a map of many chunks, as those of a detector are, but for a value a pixel."""
     monkeypatch.setattr(_chunks, "CHUNK", 1 << 17)
+    monkeypatch.setattr(_backend, "EAGER_FROM", 0)
     operator = OPERATORS[name]
     inputs = draw_inputs(name, variant, (2, 64, 64, 96), torch.float32)
     if last:
@@ -378,6 +379,7 @@ def test_takes_no_more_memory_than_the_reference(name, variant, last, tmp_path, 
 def test_half_precision_takes_chunks_of_float32_only(name, variant, tmp_path, monkeypatch):
     """What PyTorch's operators one by one hold in float32 are whole maps."""
     monkeypatch.setattr(_chunks, "CHUNK", 1 << 16)
+    monkeypatch.setattr(_backend, "EAGER_FROM", 0)
     operator = OPERATORS[name]
     inputs = draw_inputs(name, variant, (2, 64, 64, 96), torch.bfloat16)
 

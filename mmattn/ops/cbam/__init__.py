@@ -60,6 +60,16 @@ def cbam(
     if implementation == "reference":
         return reference.cbam(x, *tensors, layers)
     # as in Operator: no gradient for the gate's scale
-    if implementation == "plain" or (gate_scale is not None and gate_scale.requires_grad):
+    learns_scale = gate_scale is not None and gate_scale.requires_grad
+    if implementation == "plain" or learns_scale or _hides_parameters(layers):
         return eager.cbam(x, *tensors, layers)
     return eager.fused(x, tensors, layers, wants_gradient(x, everything))
+
+
+def _hides_parameters(layers: nn.Module) -> bool:
+    """Whether some are plain attributes, as in DataParallel's replicas and under FSDP."""
+    return any(
+        isinstance(value, Tensor) and value.requires_grad
+        for module in layers.modules()
+        for value in vars(module).values()
+    )

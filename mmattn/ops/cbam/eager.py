@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from mmattn.ops._backend import scaled, statistics_dtype, without_autocast
 from mmattn.ops._chunks import Scratch, blocks, weighted_pixels, weighted_sum
-from mmattn.ops._operator import pullback
+from mmattn.ops._operator import needs_plain_backward, plain_gradients, pullback
 
 # the equations, one PyTorch operator after the other ---------------------------------------------
 
@@ -109,7 +109,8 @@ def backward(dy, x, tensors, saved, options, needs):
     for at in blocks(x):
         part = first.wide(x[at])
         found = _where_equal(part, _of_channels(largest, at), second.like(part))
-        torch.addcmul(_of_channels(dmean, at), found, _of_channels(dlargest, at), out=found)
+        # two steps: with two numbers a channel in one PyTorch computes value by value
+        found.mul_(_of_channels(dlargest, at)).add_(_of_channels(dmean, at))
         _addcmul(found, third.wide(dy[at]), _of_channels(gate, at), dx[at])
     return dx, *dmlp, None
 
@@ -157,8 +158,7 @@ class _TwoGates(torch.autograd.Function):
         tensors, rest = tuple(rest[:5]), rest[5:]
         parameters, saved = tuple(rest[: len(ctx.names)]), tuple(rest[len(ctx.names) :])
         needs = tuple(ctx.needs_input_grad[2:])
-        # create_graph=True: the gradient is to be differentiated, which only PyTorch can do
-        if torch.is_grad_enabled():
+        if needs_plain_backward(dy):
             gradients = _differentiable(dy, x, tensors, parameters, ctx.layers, ctx.names, needs)
         else:
             gradients = _backward(x, dy, tensors, saved, ctx.spatial, needs)
@@ -174,11 +174,18 @@ class _Spatial:
 
     def __init__(self, layers: nn.Module, names: tuple[str, ...]):
         self.layers, self.names = layers, names
-        self.kept: list[Tensor] = []
+        self.kept: list[Tensor] = []  # the same list for ever: the hooks know it
 
     def forward(self, maps: Tensor, parameters: tuple, needs_maps: bool) -> Tensor:
         """``sigmoid(layers(maps))``, detached."""
-        hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        kept = self.kept
+
+        # no methods: the graph would keep self, which keeps the graph, where no collector looks
+        def pack(tensor: Tensor) -> int:
+            kept.append(tensor)
+            return len(kept) - 1
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda index: kept[index])
         with torch.enable_grad(), hooks:
             # leaves of their own: else a hook on a parameter would see its gradient twice
             maps = maps.detach().requires_grad_(needs_maps)
@@ -190,25 +197,22 @@ class _Spatial:
 
     def taken(self) -> list[Tensor]:
         """What the graph saved; :meth:`backward` wants it back."""
-        kept, self.kept = self.kept, []
-        return kept
+        found = list(self.kept)
+        self.kept.clear()
+        return found
 
     def backward(self, dgate: Tensor, kept: tuple) -> list[Tensor | None]:
         """The gradients of the maps and of every parameter, None where none is needed."""
         wanted = [leaf for leaf in self.leaves if leaf.requires_grad]
-        self.kept = kept
-        found = iter(
-            torch.autograd.grad(self.gate, wanted, dgate, retain_graph=True, materialize_grads=True)
-        )
-        self.kept = []
+        self.kept[:] = kept
+        try:
+            found = torch.autograd.grad(
+                self.gate, wanted, dgate, retain_graph=True, materialize_grads=True
+            )
+        finally:
+            self.kept.clear()
+        found = iter(found)
         return [next(found) if leaf.requires_grad else None for leaf in self.leaves]
-
-    def _pack(self, tensor: Tensor) -> int:
-        self.kept.append(tensor)
-        return len(self.kept) - 1
-
-    def _unpack(self, index: int) -> Tensor:
-        return self.kept[index]
 
 
 @without_autocast
@@ -287,19 +291,19 @@ def _backward(x, dy, tensors, saved, spatial: _Spatial, needs) -> list[Tensor | 
         found = _where_equal(product, _of_pixels(highest, at), product)
         inner = torch.addcmul(_of_pixels(dmean, at), found, _of_pixels(dhighest, at), out=found)
         inner.addcmul_(third.wide(dy[at]), _of_pixels(s, at))
-        inner = torch.addcmul(_of_channels(dall, at), inner, _of_channels(c, at), out=inner)
+        inner.mul_(_of_channels(c, at)).add_(_of_channels(dall, at))
         found = _where_equal(part, _of_channels(largest, at), third.like(part))
         _addcmul(inner, found, _of_channels(dlargest, at), dx[at])
     return [dx, *dmlp, *dparameters]
 
 
 def _differentiable(dy, x, tensors, parameters, layers, names, needs) -> list[Tensor | None]:
-    """The gradients as functions of dy and of every input, for a gradient of them."""
-    own = dict(zip(names, parameters, strict=True))
-    # copies: this is the second time the layers see the batch
-    own |= {name: buffer.clone() for name, buffer in layers.named_buffers()}
-    y = cbam(x, *tensors, lambda maps: functional_call(layers, own, maps))
-    inputs = (x, *tensors, *parameters)
-    wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True, materialize_grads=True))
-    return [next(found) if need else None for need in needs]
+    """The gradients through PyTorch's own operators."""
+
+    def plain(*inputs):
+        own = dict(zip(names, inputs[6:], strict=True))
+        # copies: this is the second time the layers see the batch
+        own |= {name: buffer.clone() for name, buffer in layers.named_buffers()}
+        return cbam(*inputs[:6], lambda maps: functional_call(layers, own, maps))
+
+    return plain_gradients(plain, (x, *tensors, *parameters), dy, needs)

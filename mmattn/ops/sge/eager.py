@@ -105,9 +105,10 @@ def backward(dy, x, tensors, saved, options, needs):
             dt /= spread + eps
         dq = weighted_pixels(part, dt, scratch)
         whole = dxg[at] if x.dtype == dtype else scratch.like(part)
-        torch.mul(upstream, scaled(a, gate_scale).unsqueeze(-3), out=whole)
+        # a number a channel stands alone in each: with two PyTorch computes value by value
+        gate, dq = scaled(a, gate_scale).unsqueeze(-3), (dq / pixels)[..., None, None]
+        torch.addcmul(dq, upstream, gate, out=whole)
         whole.addcmul_(q[at][..., None, None], dt.unsqueeze(-3))
-        whole += (dq / pixels)[..., None, None]
         if whole.dtype != x.dtype:
             dxg[at] = whole
     return dx, dweight.sum(0), dbias.sum(0), None
