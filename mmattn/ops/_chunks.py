@@ -1,4 +1,4 @@
-"""Passes over a feature map on a CPU, in chunks that stay in its caches between passes."""
+"""Passes over a feature map in chunks: on a CPU they stay in its caches between passes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from torch import Tensor
 # A pass that finds its chunk in the cache costs a fifth of one that does not; a fresh tensor of
 # the size of a map costs five passes, since the system gives it page by page.
 CHUNK = 1 << 22
+# On a GPU a chunk only bounds what is held besides the map; it has to fill the device.
+CUDA_CHUNK = 1 << 26
 
 
 def chunks(x: Tensor) -> Iterator[tuple]:
     """Indices of the first two dimensions, (N, B, ...), that cut ``x`` into chunks.
 
-    A chunk is several small samples, or lies in one and holds whole entries of B; where the channels of a pixel lie
-    side by side, it is the sample. On other devices than a CPU it is everything.
+    A chunk is several small samples, or lies in one and holds whole entries of B; where the
+    channels of a pixel lie side by side, it is the sample.
     """
-    if x.device.type != "cpu":
-        yield (slice(None), slice(None))
-        return
     if (several := _samples_together(x)) > 1:
         for n in range(0, len(x), several):
             yield (slice(n, n + several), slice(None))
@@ -34,7 +33,9 @@ def chunks(x: Tensor) -> Iterator[tuple]:
 
 
 def _size(x: Tensor) -> int:
-    """Bytes of a chunk of the map ``x``: little beside the map."""
+    """Bytes of a chunk of the map ``x``: on a CPU little beside the map."""
+    if x.device.type != "cpu":
+        return CUDA_CHUNK
     return min(CHUNK, max(x.nbytes // 8, 1 << 18))
 
 
@@ -51,8 +52,9 @@ def samples(x: Tensor) -> Iterator[int | slice]:
 def _rows(x: Tensor) -> Iterator[slice]:
     """Slices of the last dimension but one that cut ``x`` into chunks."""
     height = x.shape[-2]
-    step = max(1, CHUNK * height // max(x.nbytes, 1)) if x.device.type == "cpu" else height
-    for start in range(0, height, max(step, 1)):
+    size = x.nbytes if x.nbytes <= CHUNK else _size(x)  # what is a chunk already stays whole
+    step = max(1, size * height // max(x.nbytes, 1))
+    for start in range(0, height, step):
         yield slice(start, start + step)
 
 
@@ -148,9 +150,6 @@ def outer(columns: Tensor, rows: Tensor, out: Tensor) -> Tensor:
 
 def blocks(x: Tensor) -> Iterator[tuple]:
     """Indices of (N, C, H) that cut ``x`` into chunks, along the dimension that varies slowest."""
-    if x.device.type != "cpu":
-        yield (slice(None),) * 3
-        return
     whole = slice(None)
     if (several := _samples_together(x)) > 1:
         for n in range(0, len(x), several):

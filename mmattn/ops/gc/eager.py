@@ -17,6 +17,7 @@ from mmattn.ops._chunks import (
     blocks,
     channel_mean,
     channel_products,
+    channel_sums,
     outer,
     samples,
     scale_and_shift,
@@ -91,7 +92,7 @@ def backward(dy, x, tensors, saved, options, needs):
     pixels = x.shape[2] * x.shape[3]
     a, _ = factors(context, fusions, gate_scale)
     da = None if a is None else channel_products(dy, x, dtype)
-    db = None if fusions[0] is None else channel_mean(dy, dtype) * pixels
+    db = None if fusions[0] is None else channel_sums(dy, dtype)
     dcontext, *dfusions = pullback(
         lambda c, *f: factors(c, f, gate_scale), (context, *fusions), (da, db)
     )
