@@ -86,6 +86,25 @@ def test_scale_and_shift(times, layout, monkeypatch):
             kernels.assert_close(y.cpu(), expected.cpu(), kernels.TOLERANCE[dtype], f"{shape}")
 
 
+def test_a_gradient_is_copied_only_where_its_strides_differ():
+    x, last = draw((2, 8, 3, 5)), torch.channels_last
+    for dy, same in ((x.flip(0), True), (x.contiguous(memory_format=last), False)):
+        arranged = _triton.dense_like(dy, x)
+        assert arranged.stride() == x.stride()
+        assert torch.equal(arranged, dy)
+        assert (arranged.data_ptr() == dy.data_ptr()) == same
+    # of one pixel, or one channel, the stride means nothing
+    for shape in ((2, 8, 1, 1), (2, 1, 3, 5)):
+        x = draw(shape)
+        dy = torch.empty_like(x, memory_format=last).copy_(x)
+        dy = dy.as_strided(shape, [s if n > 1 else 77 for s, n in zip(x.stride(), shape)])
+        assert dy.stride() != x.stride()
+        arranged = _triton.dense_like(dy, x)
+        assert arranged.stride() == x.stride()
+        assert torch.equal(arranged, x)
+        assert arranged.data_ptr() == dy.data_ptr()
+
+
 def test_every_step_is_someones():
     for base, steps in itertools.product((0, 1, 16, 500, 5000), (0, 1, 2, 7, 100, 5000)):
         splits, each = passes._splits(base, steps)
@@ -164,7 +183,7 @@ except ImportError as error:
 
 NUMBERS = dict.fromkeys(
     ("rows", "units", "splits", "steps", "samples", "pixels", "stride", "channels", "width",
-     "mean_programs"), "i32"
+     "columns", "mean_programs"), "i32"
 ) | dict(eps="fp32")
 MAPS = ("x", "other", "y")
 
@@ -203,10 +222,10 @@ compiled(se._hidden_kernel, **layer)
 compiled(se._gate_kernel, absent=("b2",), **channel)
 compiled(se._hidden_gradient_kernel, absent=("scale",), **layer)
 compiled(se._gradients_kernel, **channel)
-blocks = dict(BLOCK=64, SPLITS=16)
+blocks = dict(BLOCK=64, SPLITS=passes.parts_at_a_time(64))
 compiled(gct._forward_kernel, absent=("scale",), NORM="l2", GATE="1+tanh", **blocks)
 compiled(gct._backward_kernel, NORM="l1", GATE="1+elu", **blocks)
-compiled(gct._sum_samples_kernel, BLOCK=128)
+compiled(gct._sum_samples_kernel, BLOCK=128, SAMPLES=8)
 """
 
 

@@ -129,6 +129,11 @@ def test_many_parts(monkeypatch):
     check(draw(BOTH, (2, 130, 5, 29), memory_format=LAST))
 
 
+@runs
+def test_more_samples_than_are_added_at_a_time():
+    check(draw(BOTH, (6, 5, 2, 3)))
+
+
 def test_channels_that_fill_a_tile_alone():
     """Where not even a sector of every channel fits, a tile is narrower."""
     _, _, config = kernels._tiles_of_all_channels(torch.empty(1, 20000, 2, 9), 4096, 8192, 512)
@@ -383,13 +388,14 @@ def fusion(c, p):
     return new(p, c, 1, 1), new(p), new(p, 1, 1), new(p, 1, 1), new(c, p, 1, 1), new(c)
 
 
-def call(shape, dtype, memory_format, add, mul):
+def call(shape, dtype, memory_format, add, mul, mask=True, needs_x=True):
     c, p = shape[1], shape[1] // 16
     x = new(*shape, dtype=dtype).contiguous(memory_format=memory_format)
     fusions = *(fusion(c, p) if add else (None,) * 6), *(fusion(c, p) if mul else (None,) * 6)
-    tensors = new(1, c, 1, 1), new(1), *fusions, new() if mul else None
+    pools = (new(1, c, 1, 1), new(1)) if mask else (None, None)
+    tensors = *pools, *fusions, new() if mul else None
     y, saved = kernels.forward(x, tensors, ())
-    kernels.backward(x, x, tensors, saved, (), (True,) * 15 + (False,))
+    kernels.backward(x, x, tensors, saved, (), (needs_x,) + (True,) * 14 + (False,))
 
 
 def compile(arch, kernel, args, constants):
@@ -416,6 +422,14 @@ def compile(arch, kernel, args, constants):
 call((2, 512, 20, 33), torch.float32, torch.contiguous_format, True, False)
 # of these the passes over the map alone
 launched = [a for a in launched if "rows" in a[0].arg_names]
+some = launched
+launched = []
+call((2, 256, 20, 33), torch.float16, torch.contiguous_format, False, True, mask=False)
+some += [a for a in launched if a[0] in (kernels._pool_kernel, kernels._sum_kernel)]
+launched.clear()
+call((2, 256, 20, 33), torch.float32, torch.channels_last, True, False, needs_x=False)
+some += [a for a in launched if a[0] is kernels._dx_kernel]
+launched = some
 call((2, 256, 20, 32), torch.bfloat16, torch.channels_last, True, True)
 for i, (kernel, args, constants) in enumerate(launched):
     compile(90 if i % 2 else 80, kernel, args, constants)

@@ -38,6 +38,10 @@ def test_several_tiles_and_parts(norm, monkeypatch):
     kernels.check_values("gct", norm, torch.float32, ["odd", "long rows"])
 
 
+def test_more_samples_than_are_added_at_a_time():
+    kernels.check("gct", kernels.draw("gct", L2, (11, 5, 2, 3)))
+
+
 @pytest.mark.parametrize("norm", [L2, L1])
 @pytest.mark.parametrize("gate", ["1+tanh", "sigmoid", "1+elu"])
 @pytest.mark.parametrize("scale", [None, 0.7])

@@ -9,6 +9,9 @@ from tests.operators import VARIANTS, reference
 
 pytest.importorskip("triton")
 
+from mmattn.ops import _triton
+from mmattn.ops.se import triton as own
+
 pytestmark = kernels.needs_kernels("se")
 every_variant = pytest.mark.parametrize("variant", VARIANTS["se"])
 every_dtype = pytest.mark.parametrize("dtype", kernels.DTYPES, ids=str)
@@ -37,8 +40,6 @@ def test_several_tiles_and_parts(monkeypatch):
 
 def test_a_wide_hidden_layer():
     """More than one block of hidden units, and of channels in the kernels that sum over them."""
-    from mmattn.ops.se import triton as own
-
     blocks = own._layer_blocks
     own_blocks = dict(HIDDEN=4, CHANNELS=16, SPLITS=2, num_warps=4)
     for width, channels in ((70, 9), (5, 40)):
@@ -56,6 +57,17 @@ def test_a_wide_hidden_layer():
             kernels.check("se", inputs, f"{width}, small blocks")
         finally:
             own._layer_blocks = blocks
+
+
+def test_many_samples(monkeypatch):
+    """More than the sums of the weights take at a time, and than a grid's second axis does."""
+    kernels.check("se", kernels.draw("se", "bias", (6, 5, 2, 3)))
+    grids, inputs = [], kernels.draw("se", "bias", (70_000, 2, 1, 1))
+    monkeypatch.setattr(_triton, "launch", lambda kernel, grid, *a, **c: grids.append(grid))
+    _, saved = own.forward(*inputs[:3])
+    own.backward(inputs.dy, *inputs[:2], saved, (), (True,) * 5 + (False,))
+    assert len(grids) == 8
+    assert all(size < 65_536 for grid in grids for size in grid[1:])
 
 
 def test_weights_in_any_strides_and_dtype():

@@ -1,5 +1,6 @@
 """The Triton kernels of sge, on a GPU or in Triton's interpreter, against float64."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -366,14 +367,19 @@ def test_which_groups_stay_on_chip(memory_format):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST], ids=str)
 def test_maps_of_changing_size_share_kernels(memory_format):
-    for shape in ((2, 256), (1, 1024), (2, 2048)):
-        cuts = [plan((*shape, h, w), 1, memory_format=memory_format) for h, w in SIZES]
-        assert len({tuple(cut.split()[2].items()) for cut in cuts}) == 1
-        cuts = [plan((*shape, h, w), 64, memory_format=memory_format) for h, w in SIZES]
-        assert len({tuple(cut.split()[2].items()) for cut in cuts}) == 1
+    for shape, groups, dtype in itertools.product(
+        ((2, 256), (1, 1024), (2, 2048)), (1, 64), (torch.float32, torch.float16)
+    ):
+        cuts = [plan((*shape, h, w), groups, dtype, memory_format) for h, w in SIZES]
+        constants = [dict(cut.split()[2]) for cut in cuts]
+        alignments = {c.pop("ALIGN") for c in constants}
+        assert len({tuple(c.items()) for c in constants}) == 1
+        # 16 bytes, 8 and so on, if the rows of pixels are aligned at all
+        assert alignments <= ({1} if memory_format is LAST else {1, 2, 4, 16 // dtype.itemsize})
+        assert memory_format is LAST or max(alignments) == 16 // dtype.itemsize
 
 
-SIZES = [(25, 42), (42, 25), (50, 84), (67, 50), (200, 334), (333, 200)]
+SIZES = [(25, 42), (42, 25), (50, 84), (67, 50), (200, 334), (333, 200), (25, 41)]
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST], ids=str)
@@ -391,6 +397,7 @@ def test_splits_cover_the_pixels(groups, memory_format):
 
 
 COMPILE = """
+import re
 import sys
 
 try:
@@ -409,18 +416,23 @@ _triton.has_memory = lambda x: True
 _triton.launch = lambda kernel, grid, *args, **constants: launched.append((kernel, args, constants))
 
 
+def special(kernel, i):
+    return not kernel.params[i].do_not_specialize
+
+
 def check(kernel, args, constants):
     options = dict(num_warps=constants.pop("num_warps"))
     signature, attributes = {}, {}
     for i, (name, value) in enumerate(zip(kernel.arg_names, args)):
         if isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]
-        elif value is None or (value == 1 and not kernel.params[i].do_not_specialize):
+        elif value is None or (value == 1 and special(kernel, i)):
             signature[name] = "constexpr"
             constants[name] = value
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+        aligned = isinstance(value, int) and value % 16 == 0 and special(kernel, i)
+        if aligned or isinstance(value, torch.Tensor):
             attributes[(i,)] = [["tt.divisibility", 16]]
     signature |= dict.fromkeys(kernel.arg_names[len(args):], "constexpr")
     try:
@@ -428,24 +440,29 @@ def check(kernel, args, constants):
         target = GPUTarget("cuda", 90, 32)
     except TypeError as error:  # the interface of another Triton
         sys.exit(f"skip: {error}")
-    shared = triton.compile(source, target=target, options=options).metadata.shared
+    compiled = triton.compile(source, target=target, options=options)
+    shared = compiled.metadata.shared
     assert shared <= 48 * 1024, (kernel.__name__, shared)
+    if constants["ALIGN"] * args[0].itemsize == 16:  # although H W is not known to divide by 16
+        assert re.search(r"ld[.]global\\S*[.]v4[.]b32", compiled.asm["ptx"]), kernel.__name__
 
 
-for shape, groups, dtype, memory_format, scale in (
-    ((2, 512, 100, 167), 64, torch.float32, torch.contiguous_format, None),
-    ((1, 1024, 50, 84), 64, torch.bfloat16, torch.channels_last, 0.5),
-    ((2, 2048, 25, 42), 64, torch.float16, torch.contiguous_format, None),
-    ((1, 600, 50, 84), 1, torch.float16, torch.channels_last, None),
-    ((1, 64, 1, 1), 1, torch.float32, torch.contiguous_format, 0.5),
+LONGEST = kernels._LONGEST
+for shape, groups, dtype, memory_format, scale, normalize, longest in (
+    ((2, 512, 100, 167), 64, torch.float32, torch.contiguous_format, None, True, LONGEST),
+    ((1, 256, 200, 333), 64, torch.float16, torch.contiguous_format, 0.5, False, 0),
+    ((1, 1024, 50, 84), 64, torch.bfloat16, torch.channels_last, 0.5, True, LONGEST),
+    ((2, 2048, 25, 42), 64, torch.float16, torch.contiguous_format, None, False, LONGEST),
+    ((1, 600, 50, 84), 1, torch.float16, torch.channels_last, None, True, 0),
 ):
+    kernels._LONGEST = longest  # of offsets in 32 bits
     x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=memory_format)
     w = torch.empty(1, groups, 1, 1, device="meta")
     tensors = w, w, None if scale is None else torch.tensor(scale, device="meta")
-    options = groups, 1e-5, True
+    options = groups, 1e-5, normalize
     _, saved = kernels.forward(x, tensors, options)
     kernels.backward(x, x, tensors, saved, options, (True, True, True, False))
-assert len(launched) == 5 + 2 + 2 + 6 + 2, len(launched)
+assert len(launched) == 5 + 4 + 2 + 2 + 6, len(launched)
 for kernel, args, constants in launched:
     check(kernel, args, constants)
 """

@@ -1,5 +1,6 @@
 """The benchmark of the operators times only what is right, and says what it leaves out."""
 
+import copy
 import csv
 import gc
 import importlib
@@ -37,6 +38,7 @@ def benchmark(monkeypatch, harness):
     """With a small copy, a quick compiler, and tests that pass."""
     module = importlib.import_module("run")
     monkeypatch.setitem(harness.COPY_BYTES, "cpu", 1 << 20)
+    monkeypatch.setattr(harness, "FLUSH_BYTES", 1 << 10)
     monkeypatch.setattr(module, "COMPILER", "aot_eager")
     monkeypatch.setattr(module, "tests_of", lambda op: "passed")
     # main() sets them to a folder that is gone when it returns
@@ -104,7 +106,8 @@ def test_a_small_run(benchmark, harness, tmp_path, capsys):
         assert row["date"]
     by = {r["provider"]: r["implementation"] for r in rows}
     assert by["reference"] == "reference"
-    assert printed.count("| SGE | 1x64x5x7, ") == 4  # times and memory of two modes
+    assert printed.count("| SGE, 1x64x5x7, ") == 3 * 2
+    assert printed.count(" | auto (plain) | ") == printed.count(" | eager (plain) | ") == 2 * 2
     assert "Ratios are against reference." in printed
 
 
@@ -178,8 +181,8 @@ def test_least_maps(benchmark):
     assert least("GC", c5, MODE, "cpu") == 7
     assert least("GCT", c2, MODE, "cpu") == 8
     assert least("CBAM", c2, MODE, "cpu") == 10
-    assert least("SGE", c2, MODE, "cuda") == 8
-    assert least("SGE", c4, MODE, "cuda") == 8  # 16 x 4200 x 4 bytes are 263 KiB
+    assert least("SGE", c2, MODE, "cuda") == 3 + 4
+    assert least("SGE", c4, MODE, "cuda") == 3 + 4  # 16 x 4200 x 4 bytes are 263 KiB
     assert least("SGE", c4, MODE, "cuda", torch.float16) == 2 + 4  # dy has to fit, too
     assert least("SGE", c5, MODE, "cuda") == 2 + 4
     assert least("SGE", c5, MODE, "cuda", torch.bfloat16) == 2 + 3
@@ -270,6 +273,53 @@ def test_nan_is_wrong(benchmark):
         case.check(expected, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_maxima_are_clear(dtype, benchmark, monkeypatch):
+    """A tie of two channels but for rounding would be taken for a wrong gradient."""
+    monkeypatch.setattr(benchmark, "AHEAD", 1e-3)  # by chance, some pixels are nearer
+    case = benchmark.Case("CBAM", (2, 64, 20, 30), dtype, "channels_last", MODE, "cpu")
+
+    def gated():
+        module = copy.deepcopy(case.module).double()
+        reference = benchmark.use_backend("reference")
+        with torch.no_grad(), reference, benchmark._ChannelMaxima() as maxima:
+            module(case.inputs[0][0].detach().double())
+        (found,) = maxima.of
+        return found
+
+    def ahead():
+        top = gated().topk(2, dim=1).values
+        return ((top[:, 0] - top[:, 1]) / top[:, 0]).min()
+
+    assert ahead() > benchmark.AHEAD
+    if dtype != torch.float32:
+        return
+    x = case.inputs[0][0].detach()
+    for _ in range(9):  # each moves the gates a little
+        y = gated()[1, :, 2, 3]
+        first, second = y.topk(2).indices.tolist()
+        x[1, second, 2, 3] *= y[first] / y[second]
+    assert ahead() < benchmark.AHEAD
+    before = x.clone()
+    case._make_clear()
+    assert ahead() > benchmark.AHEAD
+    assert 1 <= (x != before).sum() <= 3  # all others are as they were
+
+
+def test_first_calls_come_first(benchmark, monkeypatch, harness):
+    """Before the check, which computes the reference."""
+    log = []
+    case = benchmark.Case("SE", (1, 64, 5, 7), torch.float32, "contiguous", "forward", "cpu")
+    for owner, name in ((benchmark, "prepare"), (case, "expected"), (case, "allowed")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda *a, real=real, name=name: log.append(name) or real(*a)
+        )
+    rows = benchmark.measure(case, ["eager", "reference"], 2, harness.Copy("cpu"))
+    assert [row["provider"] for row in rows] == ["eager", "reference"]
+    assert log == ["prepare", "prepare", "expected", "allowed"]
+
+
 def fake_tests(folder, harness, benchmark, monkeypatch, **files):
     (folder / "tests/ops").mkdir(parents=True)
     for name, text in files.items():
@@ -308,10 +358,10 @@ def test_failing_tests(benchmark, harness, monkeypatch, tmp_path, capsys):
     assert "the tests of SGE fail: FAILED tests/ops/test_fused_sge.py::test_it" in said.err
     assert "the tests of SE fail: FAILED tests/ops/test_all.py::test_op[se]" in said.err
     assert "SGE is left out" in said.err
-    assert "BAM: its tests are none" in said.out
+    assert "BAM: its tests were not run (there are none)" in said.out
     assert [(row["op"], row["tests"]) for row in read(out)] == [
         ("NonLocal", "passed"),
-        ("BAM", "none"),
+        ("BAM", "not run (there are none)"),
     ]
     ran = (tmp_path / "log").read_text().split()
     # not sge, whose first failure ends it
@@ -324,8 +374,32 @@ def test_without_tests(benchmark, harness, monkeypatch, tmp_path, capsys):
     fake_tests(tmp_path, harness, benchmark, monkeypatch)
     (tmp_path / "tests/ops").rmdir()
     assert small(benchmark, tmp_path, "--op", "se", "--providers", "reference") == 0
-    assert "SE: its tests are not there" in capsys.readouterr().out
-    assert {row["tests"] for row in read(tmp_path)} == {"not there"}
+    why = "not run (they are not there)"
+    said = capsys.readouterr().out
+    assert f"SE: its tests were {why}" in said
+    assert f"Tests of SE: {why}." in said  # with the table
+    assert {row["tests"] for row in read(tmp_path)} == {why}
+    (tmp_path / "tests/ops").mkdir()
+    fresh = benchmark.tests_of.__wrapped__
+    monkeypatch.setattr(harness, "version", lambda package: "")
+    assert fresh("SE") == "not run (pytest is not installed)"
+
+
+def test_of_tests_what_an_operator_shares_is_run(benchmark, harness, monkeypatch, tmp_path):
+    """Its kernels' own, and those of the passes it is made of."""
+    log = "def test_it():\n    with open('log', 'a') as stream: print('{0}', file=stream)"
+    names = ["test_channel_passes", *(f"test_fused_triton_{x}" for x in ("se", "sge", "gct"))]
+    files = {name: log.format(name) for name in names}
+    skipped = "import pytest\n@pytest.mark.skip\ndef test_gc(): pass"
+    fake_tests(tmp_path, harness, benchmark, monkeypatch, **files, test_skipped=skipped)
+    for op, ran in (("SE", (0, 1)), ("SGE", (2,)), ("GCT", (0, 3))):
+        assert benchmark.tests_of(op) == "passed"
+        assert sorted((tmp_path / "log").read_text().split()) == sorted(names[i] for i in ran)
+        (tmp_path / "log").unlink()
+    assert benchmark.tests_of("GC") == "not run (all are skipped here)"
+    # the real ones, which may not be renamed alone
+    for name in names:
+        assert (ROOT / f"tests/ops/{name}.py").is_file()
 
 
 # --- what is left out ------------------------------------------------------------------------
@@ -441,41 +515,48 @@ def test_table(benchmark, harness, tmp_path, capsys):
     )  # fmt: skip
     c2, c3 = dict(same, shape="2x256x200x334"), dict(same, shape="2x512x100x167", map_mib="65.23")
     rows = [
-        dict(c2, provider="reference", median_ms="201.4", ratio="1.000", share_of_copy="0.230",
+        dict(c2, provider="reference", implementation="reference", median_ms="201.4",
+             p20_ms="200.1", p80_ms="220.7", ratio="1.000", gb_per_s="6.11", share_of_copy="0.230",
              peak_mib="400.2", first_call_ms="250.0"),
-        dict(c2, provider="eager", median_ms="61.22", ratio="0.304", share_of_copy="0.757",
+        dict(c2, provider="eager", implementation="eager", median_ms="61.22", p20_ms="58.01",
+             p80_ms="66.10", ratio="0.304", gb_per_s="15.30", share_of_copy="0.757",
              peak_mib="130.6", first_call_ms="70.11"),
-        dict(c3, provider="reference", median_ms="2.000", ratio="1.000", share_of_copy="",
+        dict(c3, provider="reference", implementation="", median_ms="2.000", p20_ms="1.900",
+             p80_ms="2.100", ratio="1.000", gb_per_s="", share_of_copy="",
              peak_mib="", first_call_ms="3.000", commit="def"),
-        dict(c3, provider="compile", median_ms="3.000", ratio="1.500", share_of_copy="0.01",
+        dict(c3, provider="compile", implementation="", median_ms="3.000", p20_ms="2.987",
+             p80_ms="3.100", ratio="1.500", gb_per_s="0.52", share_of_copy="0.01",
              peak_mib="7.1", first_call_ms="12345", commit="def"),
     ]  # fmt: skip
     harness.write(tmp_path / "out.csv", rows)
     assert benchmark.main(["--table", str(tmp_path / "out.csv")]) == 0
+    c2, c3 = "SGE, 2x256x200x334, 130 MiB", "SGE, 2x512x100x167, 65.2 MiB"
     assert capsys.readouterr().out.splitlines() == [
         "a CPU, 2 CPU threads, PyTorch 2.11, Python 3.11; 2025-11-22, commit abc-dirty, def. "
         "Ratios are against reference. The copy: 12.3 GB/s, read and written.",
         "",
-        "**float32, contiguous, forward**: time, ratio, share of the copy",
+        "**float32, contiguous, forward**",
         "",
-        "| op | map | reference | eager | compile |",
-        "| --- | --- | ---: | ---: | ---: |",
-        "| SGE | 2x256x200x334, 130 MiB | 201 ms, 23 % | 61.2 ms, 0.30 x, 76 % | not run |",
-        "| SGE | 2x512x100x167, 65.2 MiB | 2.00 ms | not run | 3.00 ms, 1.50 x, 1 % |",
-        "",
-        "**float32, contiguous, forward**: peak memory, first call",
-        "",
-        "| op | map | reference | eager | compile |",
-        "| --- | --- | ---: | ---: | ---: |",
-        "| SGE | 2x256x200x334, 130 MiB | 400 MiB, 250 ms | 131 MiB, 70.1 ms | not run |",
-        "| SGE | 2x512x100x167, 65.2 MiB | ?, 3.00 ms | not run | 7 MiB, 12345 ms |",
+        "| op, map | provider | median (p20-p80) | ratio | GB/s | of the copy | peak memory | "
+        "first call |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| {c2} | reference | 201 ms (200-221) | 1.00 | 6.11 | 23 % | 400 MiB | 250 ms |",
+        f"| {c2} | eager | 61.2 ms (58.0-66.1) | 0.30 | 15.3 | 76 % | 131 MiB | 70.1 ms |",
+        f"| {c2} | compile | not run |  |  |  |  |  |",
+        f"| {c3} | reference | 2.00 ms (1.90-2.10) | 1.00 |  |  | ? | 3.00 ms |",
+        f"| {c3} | eager | not run |  |  |  |  |  |",
+        f"| {c3} | compile | 3.00 ms (2.99-3.10) | 1.50 | 0.520 | 1 % | 7 MiB | 12345 ms |",
     ]
     assert "2x512" not in benchmark.table(tmp_path / "out.csv", shape="2x256x200x334")
     rows[1]["host_ms"] = "0.1234"  # on CUDA
+    rows[1]["implementation"] = "plain"
     harness.write(tmp_path / "out.csv", rows)
     text = benchmark.table(tmp_path / "out.csv")
-    assert "peak memory, first call, launch" in text
-    assert "| 400 MiB, 250 ms | 131 MiB, 70.1 ms, 0.1234 ms |" in text
+    assert " | first call | launch |" in text
+    assert " | eager (plain) | 61.2 ms " in text
+    assert " | 70.1 ms | 0.1234 ms |" in text
+    assert "In brackets behind a provider: who computed it" in text
+    assert {line.count("|") for line in text.splitlines() if "|" in line} == {10}
 
 
 def test_a_file_is_written_as_a_whole(harness, tmp_path):
@@ -570,6 +651,77 @@ def test_in_turns(harness):
         assert len(set(one)) == len(one)
     assert len(set(map(tuple, rounds[2:]))) == 2  # the order changes
     assert all(x > 0 for taken in times.values() for x in taken)
+
+
+def test_what_is_freed_is_not_timed(harness, monkeypatch):
+    log = []
+    real = harness.time.perf_counter
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: log.append("clock") or real())
+
+    class Result:
+        def __del__(self):
+            log.append("freed")
+
+    harness.milliseconds(Result, "cpu")
+    assert log == ["clock", "clock", "freed"]
+
+
+def test_the_caches_are_full_of_other_data(harness, monkeypatch):
+    """Before every call, outside the clock."""
+    monkeypatch.setattr(harness, "FLUSH_BYTES", 80)
+    log, ones = [], torch.zeros
+
+    class Other:
+        def add_(self, one):
+            log.append("flush")
+
+    def zeros(*shape, **kwargs):
+        assert ones(*shape, **kwargs).nbytes == 80
+        return Other()
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    harness.in_turns({"x": lambda: log.append("call")}, 2, "cpu", flush=True)
+    assert log == ["flush", "call"] * 3
+    log.clear()
+    harness.in_turns({"x": lambda: log.append("call")}, 2, "cpu")
+    assert log == ["call"] * 3
+
+
+@pytest.mark.parametrize(("host", "slept"), [(0.1, 1), (5.0, 10), (700.0, 50)])
+def test_a_launch_is_hidden(host, slept, harness, monkeypatch):
+    """The device is busy for at least twice as long as Python takes, and not for ever."""
+    log, cuda = [], torch.cuda
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.at = None
+
+        def record(self):
+            self.at = sum(x for x in log if isinstance(x, float))
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    # a device of a million cycles a millisecond
+    monkeypatch.setattr(cuda, "_sleep", lambda cycles: log.append(cycles / 1e6), raising=False)
+    monkeypatch.setattr(cuda, "Event", Event)
+    monkeypatch.setattr(cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(cuda, "get_device_properties", lambda _: None)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, device, **k: empty(8, **k))
+    monkeypatch.setattr(harness, "host_milliseconds", lambda call, runs: host)
+    measure = harness._Events()
+    log.clear()
+
+    def call():
+        log.append("call")
+        log.append(0.25)
+
+    assert measure(call, "cuda") == 0.25
+    assert log == ["call", 0.25, slept, "call", 0.25]
+    log.clear()
+    assert measure(call, "cuda") == 0.25  # measured once
+    assert log == [slept, "call", 0.25]
 
 
 def test_time(harness):

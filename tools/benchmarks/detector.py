@@ -674,16 +674,6 @@ GROUP = ("config", "height", "width", "batch", "mode", "amp")
 KEY = (*GROUP, "module", "frozen_stages", "backend")
 
 
-def merged(old: list[dict], new: list[dict]) -> list[dict]:
-    """Rows of a file, and new ones."""
-
-    def key(row) -> tuple:
-        return tuple(str(row.get(k)) for k in KEY)
-
-    there = {key(row): row for row in old}
-    return list((there | {key(row): row for row in new}).values())
-
-
 def table(path: str | Path, **wanted) -> str:
     """The rows of a file as Markdown, a table for each mode and kind of AMP.
 
@@ -840,7 +830,7 @@ def run(args) -> None:
     about = harness.conditions(args.device)
     path = Path(args.out, harness.file_name("detector", args.device, about))
     for rows in measure(args):
-        harness.write(path, merged(harness.read(path) if path.exists() else [], rows))
+        harness.write(path, harness.merged(harness.read(path) if path.exists() else [], rows, KEY))
     say(f"{table(path)}\n\nwritten to {path}")
 
 

@@ -25,6 +25,10 @@ ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 # of each of the two tensors of a measured copy; more than the caches hold
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
+# of what is written between two calls to empty a CPU's caches
+FLUSH_BYTES = 128 << 20
+# milliseconds that the device is kept busy before a call, so that its launch is not waited for
+SLEEP_MS = (1, 50)
 
 
 # --- conditions ----------------------------------------------------------------------------------
@@ -103,9 +107,11 @@ def milliseconds(call: Callable[[], object], device: str) -> float:
     """Of one call by the clock on the wall, to the end of its work on the device."""
     synchronize(device)
     start = time.perf_counter()
-    call()
+    result = call()
     synchronize(device)
-    return 1e3 * (time.perf_counter() - start)
+    taken = 1e3 * (time.perf_counter() - start)
+    del result  # giving pages back is not the call's work
+    return taken
 
 
 def in_turns(
@@ -113,6 +119,7 @@ def in_turns(
     runs: int,
     device: str,
     at_most: Mapping[str, int] | None = None,
+    flush: bool = False,
 ) -> dict[str, list[float]]:
     """Milliseconds of every call, each once a round, so that a busy moment hits them all.
 
@@ -121,19 +128,25 @@ def in_turns(
 
     On CUDA, the time is that between two events around the call, after a write of twice the second
     cache, which leaves it full of other data as the layers of a network do. The device is kept
-    busy for about a millisecond first, so that a short call is launched as a whole before it
-    starts, as in a training where Python is ahead; :func:`host_milliseconds` is Python's time.
+    busy first for twice as long as Python takes to launch the call (:func:`host_milliseconds`; 50
+    ms at most), so that it is launched as a whole before it starts, as in a training where Python
+    is ahead.
 
     Args:
         calls: By name.
         runs: Rounds that count.
         device: ``'cpu'`` or ``'cuda'``.
         at_most: Rounds of those that are slow, steady and warm: fewer, without a warm-up.
+        flush: On a CPU, too, fill the caches with other data before every call.
     """
     at_most = at_most or {}
     times = {name: [] for name in calls}
     order, shuffle = list(calls), random.Random(0)
-    measure = _Events() if device == "cuda" else milliseconds
+    measure = milliseconds
+    if device == "cuda":
+        measure = _Events()
+    elif flush:
+        measure = _flushed()
     for number in range(runs + 1):
         shuffle.shuffle(order)
         for name in order:
@@ -145,6 +158,19 @@ def in_turns(
     return times
 
 
+def _flushed() -> Callable[[Callable, str], float]:
+    """:func:`milliseconds` with other data in the CPU's caches."""
+    import torch
+
+    other = torch.zeros(FLUSH_BYTES // 8, dtype=torch.int64)
+
+    def measure(call, device):
+        other.add_(1)  # reads, too: a plain write may bypass the caches
+        return milliseconds(call, device)
+
+    return measure
+
+
 class _Events:
     """Milliseconds of a call by the device's own clock, with other data in its cache."""
 
@@ -154,19 +180,30 @@ class _Events:
         size = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0) or 64 << 20
         self.flush = torch.empty(2 * size, dtype=torch.uint8, device="cuda")
         self.event = lambda: torch.cuda.Event(enable_timing=True)
+        self.sleep = torch.cuda._sleep  # in cycles
+        self.host: dict[int, float] = {}  # of each call
+        self._between(lambda: self.sleep(2_000_000))
+        self.cycles_per_ms = 20_000_000 / self._between(lambda: self.sleep(20_000_000))
+
+    def _between(self, call) -> float:
+        start, end = self.event(), self.event()
+        start.record()
+        result = call()
+        end.record()
+        synchronize("cuda")
+        del result
+        return start.elapsed_time(end)
 
     def __call__(self, call, device) -> float:
-        import torch
-
-        start, end = self.event(), self.event()
+        if id(call) not in self.host:
+            call()  # what is compiled is not launched every time
+            self.host[id(call)] = host_milliseconds(call, runs=3)
+        low, high = SLEEP_MS
+        wanted = min(max(low, 2 * self.host[id(call)]), high)
         synchronize(device)
-        torch.cuda._sleep(2_000_000)  # cycles
+        self.sleep(int(wanted * self.cycles_per_ms))
         self.flush.zero_()
-        start.record()
-        call()
-        end.record()
-        synchronize(device)
-        return start.elapsed_time(end)
+        return self._between(call)
 
 
 def host_milliseconds(call: Callable[[], object], runs: int = 9) -> float:

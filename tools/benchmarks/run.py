@@ -20,19 +20,24 @@ and its operator have to pass, and every provider has to give the values and gra
 reference in float64 on this very map, with random parameters and a random upstream gradient. If
 not, nothing of the module is shown or written, and the exit status is 1. (In half precision the
 reference's own error, which is that of the authors' formulation, is a column and no failure.)
+The gradient of a maximum jumps where two channels are equal but for rounding: the map of such a
+module is one on which the largest channel of every pixel is ahead by more than a 1e-5th.
 
-Columns: milliseconds of a call, its parameters' gradients included, as median, p20 and p80 of
-calls that took turns; `ratio` is the median over that of the first provider. `first_call_ms` is
-the first call of all, with what is compiled in it; Triton's kernels may be there already from
-another map. `peak_mib` is the most memory that a call held beside x and dy, its results included.
-`least_maps` is the least traffic of the operator, in maps read or written; `gb_per_s` is that
-traffic over the median, and `share_of_copy` its share of what a large copy reads and writes a
-second, measured before and after, into a tensor that is there already. (On a CPU the system gives
-a new tensor page by page, which costs more than a pass: no call that returns a new map gets near
-the copy.) `error` is the largest relative error of the result and of all gradients.
+Columns: `implementation` is who computed it, which may be `plain` (one PyTorch operator after the
+other) for eager and auto on small maps. Milliseconds of a call, its parameters' gradients
+included, as median, p20 and p80 of calls that took turns; `ratio` is the median over that of the
+first provider. `first_call_ms` is the provider's first call of a case, before the check, with what
+is compiled in it; a mode or map before it may have left its kernels. `peak_mib` is the most memory
+that a call held beside x and dy, its results included. `least_maps` is the least traffic of the
+operator, in maps read or written; `gb_per_s` is that traffic over the median, and `share_of_copy`
+its share of what a large copy reads and writes a second, measured before and after, into a tensor
+that is there already. (On a CPU the system gives a new tensor page by page, which costs more than
+a pass: no call that returns a new map gets near the copy. A map that fits in the caches is read a
+second time from there: a small one's share can be more than 1.) `error` is the largest relative
+error of the result and of all gradients.
 
-The rows of a case replace its earlier ones in the file; all others stay. On CUDA, inputs are
-several and take turns, the cache is full of other data before a call, and the time is the
+The rows of a case replace its earlier ones in the file; all others stay. The caches are full of
+other data before every call. On CUDA, inputs are several and take turns, and the time is the
 device's; `host_ms` is what Python takes to launch the call, which small maps may wait for.
 """
 
@@ -43,6 +48,7 @@ import contextlib
 import copy
 import functools
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -54,6 +60,7 @@ from unittest import mock
 import harness
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import mmattn.plugins
 from mmattn.ops import _backend, _operator, use_backend
@@ -79,13 +86,18 @@ COMPILER = "inductor"
 # from the data alone, if no map stays on chip between two passes over it.
 LEAST = {
     "SE": (3, 4),  # x for the means, x, y; x and dy for the gate's gradient, dy, dx
-    "SGE": (4, 4),  # x for q, x for the spread of t, x, y; x and dy, dy, dx
+    # x for q and its channels' covariance S, of which t has mean |q|^2 and variance q'Sq, x, y; x
+    # and dy, dy, dx. mmattn reads x once more for the spread of t: S is (C/G)^2 sums that cancel
+    "SGE": (3, 4),
     "GC": (3, 4),  # x for the context, x, y; dy for its sums, x, dy, dx (with 'mul': 3, 5)
     "GCT": (3, 5),  # x for the norms, x, y; x and dy for the gate's gradient, x, dy, dx
     "CBAM": (4, 6),  # x, x, x, y; x and dy, x, x and dy, dx
 }
 # A group of SGE's that fits on chip, with its dy in the backward pass, is read once.
 LEAST_ON_CHIP = {"SGE": (2, 3)}
+# Modules with a maximum over channels of what is rounded on the way, and by how much of itself
+# the largest has to be ahead for all who round to agree on which it is.
+MAXIMA, AHEAD = {"CBAM"}, 1e-5
 # bytes: the shared memory of an SM of an H100; a core's second cache and a little of the third
 ON_CHIP = {"cuda": 227 << 10, "cpu": 2 << 20}
 
@@ -163,6 +175,8 @@ class Case:
                 p += torch.randn_like(p) * max(p[0].numel(), 4) ** -0.5
         self.module = module.to(device, dtype).train(self.backward)
         self.inputs = [self._draw() for _ in range(self._sets())]
+        if op in MAXIMA and self.backward:
+            self._make_clear()
         self.turn = 0
 
     @property
@@ -188,6 +202,23 @@ class Case:
         make = dict(device=self.device, dtype=self.dtype, memory_format=LAYOUTS[self.layout])
         x = (x + 0.1).to(**make)
         return x.requires_grad_(self.backward), dy.to(**make)
+
+    def _make_clear(self) -> None:
+        """Raises the largest channel of each pixel of the first map where another is near it."""
+        module, x = copy.deepcopy(self.module).double(), self.inputs[0][0].detach()
+        for _ in range(5):  # what is raised moves the gates a little
+            with use_backend("reference"), torch.no_grad(), _ChannelMaxima() as maxima:
+                module(x.double())
+            close = []
+            for wide in maxima.of:
+                top, channel = wide.max(1, keepdim=True)
+                near = (wide >= top - AHEAD * top.abs()).sum(1, keepdim=True) > 1
+                close.append(torch.zeros_like(wide, dtype=torch.bool).scatter_(1, channel, near))
+            raised = torch.stack(close).any(0)
+            if not raised.any():
+                return
+            x[raised] += x[raised].abs() / 16  # also in bfloat16
+        raise WrongError(f"no map of {_times(self.shape)} was found whose maxima are clear")
 
     def call(self, function: Callable, backend: str, first: bool = False) -> list[Tensor]:
         """Returns y, or the gradients of x and of the parameters.
@@ -263,6 +294,19 @@ class Case:
                     f"where {most:.2g} is allowed"
                 )
         return float("nan") if any(e != e for e in errors) else max(errors)
+
+
+class _ChannelMaxima(TorchFunctionMode):
+    """Collects the maps of which the maximum over channels is taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.of: list[Tensor] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is Tensor.amax and args[1:] == (1,):
+            self.of.append(args[0])
+        return function(*args, **(kwargs or {}))
 
 
 def _rms(t: Tensor) -> float:
@@ -385,36 +429,37 @@ def measure(case: Case, providers: list[str], runs: int, bandwidth: harness.Copy
     Raises:
         WrongError: A provider fails, or is wrong.
     """
-    functions, facts = {}, {}
-    expected = case.expected()
-    allowed = case.allowed(expected)
-    for provider in providers:
+    prepared, functions, facts = {}, {}, {}
+    for provider in providers:  # all first calls, before the check makes any
         progress(f"checking {case.name}, {provider}")
         try:
-            function, who, first, found = prepare(case, provider)
-            # half precision is not what the authors' formulation was made for
-            lenient = PROVIDERS[provider][0] == "reference" and case.dtype != torch.float32
-            error = case.check(found, expected, None if lenient else allowed)
+            prepared[provider] = prepare(case, provider)
         except CannotRunError as reason:
             print(f"{case.name}: {provider} is left out: {reason}", flush=True)
-            continue
-        except WrongError as wrong:
-            raise WrongError(f"{case.name}, {provider}: {wrong}") from None
         except Exception as broken:
             raise WrongError(f"{case.name}, {provider}: {_first_line(broken)}") from broken
+    if not prepared:
+        return []
+    expected = case.expected()
+    allowed = case.allowed(expected)
+    for provider in list(prepared):
+        function, who, first, found = prepared.pop(provider)
+        # half precision is not what the authors' formulation was made for
+        lenient = PROVIDERS[provider][0] == "reference" and case.dtype != torch.float32
+        try:
+            error = case.check(found, expected, None if lenient else allowed)
+        except WrongError as wrong:
+            raise WrongError(f"{case.name}, {provider}: {wrong}") from None
         functions[provider] = functools.partial(case.call, function, PROVIDERS[provider][0])
         facts[provider] = {
             "implementation": who,
             "first_call_ms": harness.digits(first, 4),
             "error": f"{error:.1e}",
         }
-        del found
-    del expected
-    if not functions:
-        return []
+    del expected, found
     progress(f"timing {case.name}: {', '.join(functions)}")
     copies = bandwidth.bytes_per_second()
-    times = harness.in_turns(functions, runs, case.device)
+    times = harness.in_turns(functions, runs, case.device, flush=True)
     copies += bandwidth.bytes_per_second()
     copied = statistics.median(copies)
     memory = {
@@ -463,6 +508,8 @@ def progress(text: str) -> None:
 
 
 TESTS = ("tests/ops", "tests/plugins")
+# what tests the kernels that operators share
+SHARED_TESTS = {"SE": ("test_channel_passes",), "GCT": ("test_channel_passes",)}
 # of everything collected, what names the module or its operator
 _RUN_TESTS = """
 import re, sys, pytest
@@ -476,18 +523,19 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *sys.argv[2:]], plug
 
 @functools.cache
 def tests_of(op: str) -> str:
-    """``'passed'``, or why they were not run.
+    """``'passed'``, or ``'not run'`` and why.
 
     Raises:
         WrongError: One failed.
     """
     folders = [folder for folder in TESTS if (harness.ROOT / folder).is_dir()]
     if not folders:
-        return "not there"
+        return "not run (they are not there)"
     if not harness.version("pytest"):
-        return "not run, without pytest"
+        return "not run (pytest is not installed)"
     snake = "".join("_" * (a.islower() and b.isupper()) + b for a, b in zip(" " + op, op))  # noqa: B905
-    word = rf"(?<![a-z])({op.lower()}|{snake.lower()})(?![a-z])"
+    names = "|".join([op.lower(), snake.lower(), *SHARED_TESTS.get(op, ())])
+    word = rf"(?<![a-z])({names})(?![a-z])"
     progress(f"running the tests of {op}")
     done = subprocess.run(
         [sys.executable, "-c", _RUN_TESTS, word, *folders],
@@ -497,11 +545,13 @@ def tests_of(op: str) -> str:
         env={k: v for k, v in os.environ.items() if k != "MMATTN_BACKEND"} | {"COLUMNS": "200"},
     )
     if done.returncode == 5:
-        return "none"
+        return "not run (there are none)"
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines()
         failed = [x for x in lines if x.startswith(("FAILED", "ERROR"))]
         raise WrongError(f"the tests of {op} fail: {(failed or lines[-1:] or ['?'])[0]}")
+    if not re.search(r"\b[1-9]\d* passed", done.stdout):
+        return "not run (all are skipped here)"
     return "passed"
 
 
@@ -517,7 +567,7 @@ def table(path: Path, **wanted) -> str:
 
 
 def _tables(rows: list[dict]) -> str:
-    """Times with ratio and share, then memory and first calls."""
+    """A table for each dtype, layout and mode, with a line for each provider of a case."""
     text = [_conditions(rows)]
     for dtype, layout, mode in dict.fromkeys((r["dtype"], r["layout"], r["mode"]) for r in rows):
         chosen = [r for r in rows if (r["dtype"], r["layout"], r["mode"]) == (dtype, layout, mode)]
@@ -526,11 +576,7 @@ def _tables(rows: list[dict]) -> str:
             cases.setdefault((row["op"], row["shape"]), {})[row["provider"]] = row
         used = {row["provider"] for row in chosen}
         names = [p for p in PROVIDERS if p in used]
-        text.append(f"**{dtype}, {layout}, {mode}**: time, ratio, share of the copy")
-        text.append(_table(cases, names, _time))
-        launch = ", launch" if any(row.get("host_ms") for row in chosen) else ""
-        text.append(f"**{dtype}, {layout}, {mode}**: peak memory, first call{launch}")
-        text.append(_table(cases, names, _memory))
+        text += [f"**{dtype}, {layout}, {mode}**", _table(cases, names)]
     return "\n\n".join(text)
 
 
@@ -542,10 +588,15 @@ def _conditions(rows: list[dict]) -> str:
     triton = f", Triton {each('triton')}" if any(row["triton"] for row in rows) else ""
     against = {row["against"] for row in rows}
     ratio = f"Ratios are against {against.pop()}. " if len(against) == 1 else ""
+    untested = [f"{r['op']}: {r['tests']}" for r in rows if r.get("tests", "passed") != "passed"]
+    tests = f" Tests of {', '.join(dict.fromkeys(untested))}." if untested else ""
+    brackets = ""
+    if any(row.get("implementation") not in (None, "", row["provider"]) for row in rows):
+        brackets = " In brackets behind a provider: who computed it in its place or on its behalf."
     return (
         f"{each('hardware')}, {each('threads')} CPU threads, PyTorch {each('torch')}{triton}, "
         f"Python {each('python')}; {each('date')}, commit {each('commit')}. {ratio}"
-        f"The copy: {_span(copies)} GB/s, read and written."
+        f"The copy: {_span(copies)} GB/s, read and written.{brackets}{tests}"
     )
 
 
@@ -554,26 +605,34 @@ def _span(values: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _table(cases: dict, names: list[str], cell: Callable[[dict], str]) -> str:
+def _table(cases: dict, names: list[str]) -> str:
+    header = ["op, map", "provider", "median (p20-p80)", "ratio", "GB/s", "of the copy"]
+    header += ["peak memory", "first call"]
+    launched = any(row.get("host_ms") for found in cases.values() for row in found.values())
+    header += ["launch"] * launched
     lines = []
     for (op, shape), found in cases.items():
         size = f"{harness.digits(float(next(iter(found.values()))['map_mib']), 3)} MiB"
-        cells = [cell(found[name]) if name in found else "not run" for name in names]
-        lines.append([op, f"{shape}, {size}", *cells])
-    return harness.markdown(["op", "map", *names], lines, numbers=len(names))
+        for name in names:
+            cells = _cells(found[name]) if name in found else [name, "not run", *[""] * 6]
+            lines.append([f"{op}, {shape}, {size}", *cells][: len(header)])
+    return harness.markdown(header, lines, numbers=len(header) - 2)
 
 
-def _time(row: dict) -> str:
-    text = f"{harness.digits(float(row['median_ms']), 3)} ms"
-    if row["provider"] != row["against"]:
-        text += f", {float(row['ratio']):.2f} x"
-    return text + (f", {100 * float(row['share_of_copy']):.0f} %" if row["share_of_copy"] else "")
-
-
-def _memory(row: dict) -> str:
-    peak = f"{float(row['peak_mib']):.0f} MiB" if row["peak_mib"] else "?"
-    text = f"{peak}, {harness.digits(float(row['first_call_ms']), 3)} ms"
-    return text + (f", {row['host_ms']} ms" if row.get("host_ms") else "")
+def _cells(row: dict) -> list[str]:
+    """Provider, time, ratio, speed, share, memory, first call and launch."""
+    provider, who = row["provider"], row.get("implementation")
+    ms, low, high = (harness.digits(float(row[f"{k}_ms"]), 3) for k in ("median", "p20", "p80"))
+    return [
+        provider if who in (None, "", provider) else f"{provider} ({who})",
+        f"{ms} ms ({low}-{high})",
+        f"{float(row['ratio']):.2f}",
+        harness.digits(float(row["gb_per_s"]), 3) if row["gb_per_s"] else "",
+        f"{100 * float(row['share_of_copy']):.0f} %" if row["share_of_copy"] else "",
+        f"{float(row['peak_mib']):.0f} MiB" if row["peak_mib"] else "?",
+        f"{harness.digits(float(row['first_call_ms']), 3)} ms",
+        f"{row['host_ms']} ms" if row.get("host_ms") else "",
+    ]
 
 
 # --- the command line ----------------------------------------------------------------------------
@@ -686,7 +745,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             tested = tests_of(op)
             if tested != "passed":
-                print(f"{op}: its tests are {tested}", flush=True)
+                print(f"{op}: its tests were {tested}", flush=True)
             for dtype in args.dtype:
                 for layout in args.layout:
                     for shape in args.shapes:
