@@ -14,9 +14,9 @@ operator's next kernel adds in a fixed order with :func:`add_parts`. There are n
 order depends on shapes alone: results repeat bit for bit.
 
 How they fill the memory's queues: a program of 128 threads has 16 values of each map per thread
-under way, 64 bytes in float32. The sums take about 2,048 programs, 15 per SM of an H100, and run
-through the map in the order of memory; the writing pass takes a tile per program and starts at the
-end of the map, where the sums' pass has just been, so that it finds the last of it in the L2.
+under way, 64 bytes in float32. The sums take about 2,048 programs, 15 per SM of an H100, each with
+a stretch of pixels; the writing pass takes a tile per program, from the end of the map to its
+start (which of the map the L2 still holds then is not measured).
 Rows of H W pixels start anywhere: what divides their number (up to 16 bytes of them) is a
 compile-time constant, so that loads are as wide as the rows allow; two to four variants.
 
@@ -32,15 +32,15 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from mmattn.ops import _triton
+from mmattn.ops._triton import has_memory
 
 # Values of a map per program and step, for 128 threads.
 _TILE = 2048
 # Programs that a pass is split into, if its rows alone are fewer.
 _PROGRAMS = 2048
-_MOST_PARTS = 128
+_MOST_PARTS = 256
 
 OF = ("x", "square", "abs", "product")
 TIMES = ("one", "other", "sign")
@@ -213,9 +213,9 @@ def add_parts(parts, splits, stride, index, mask, BLOCK: tl.constexpr, SPLITS: t
     return tl.sum(total, 0)
 
 
-def parts_at_a_time(block: int) -> int:
-    """``SPLITS`` of :func:`add_parts` that keeps a tile of parts in registers."""
-    return min(max(4096 // block, 1), 16)
+def parts_at_a_time(block: int, warps: int = 4) -> int:
+    """``SPLITS`` of :func:`add_parts`: a thread holds up to 32 numbers of a tile of parts."""
+    return min(max(1024 * warps // block, 1), 64)
 
 
 def channel_sums(x: Tensor, of: str = "x", other: Tensor | None = None) -> Tensor:
@@ -227,7 +227,7 @@ def channel_sums(x: Tensor, of: str = "x", other: Tensor | None = None) -> Tenso
         other: In the strides of ``x``; only for ``'product'``.
     """
     n, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-    if not has_memory(x):
+    if not has_memory(x):  # sizes may be symbols
         return x.new_empty((1, n, channels), dtype=torch.float32)
     last = _triton.is_channels_last(x)
     blocks, (tile_rows, tile_columns), align = _tiles(x, last)
@@ -279,11 +279,6 @@ def scale_and_shift(
     constants = dict(TIMES=times, ALIGN=align, num_warps=4, **blocks)
     _triton.launch(kernel, (programs,), x, other, a, b, y, *sizes, **constants)
     return y
-
-
-def has_memory(x: Tensor) -> bool:
-    """Whether there is anything to launch for; sizes may be symbols if not."""
-    return not (x.is_meta or isinstance(x, FakeTensor))
 
 
 def _tiles(x: Tensor, last: bool) -> tuple[dict[str, int], tuple[int, int], int]:

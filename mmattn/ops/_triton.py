@@ -10,8 +10,6 @@ import triton.language as tl
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
 
 def has_memory(x: Tensor) -> bool:
     """Whether there are values behind a tensor: not on the meta device, not to a compiler."""
@@ -23,6 +21,8 @@ def launch(kernel, grid: tuple[int, ...], *args, **constants) -> None:
     first = next(a for a in args if isinstance(a, Tensor))
     if not has_memory(first) or 0 in grid:
         return
+    # a number of no dimensions may live on the CPU, as it may for PyTorch's operators
+    args = [a.to(first.device) if isinstance(a, Tensor) and not a.dim() else a for a in args]
     with torch.cuda.device_of(first) if first.is_cuda else contextlib.nullcontext():
         kernel[grid](*args, **constants)
 
@@ -40,9 +40,13 @@ def dense(x: Tensor) -> Tensor:
 
 
 def dense_like(dy: Tensor, x: Tensor) -> Tensor:
-    """``dy`` in the strides of the dense ``x``: itself if they are the same, else a copy."""
+    """``dy`` in the strides of the dense ``x``: without a copy if they are the same."""
     if dy.stride() == x.stride():
         return dy
+    # where there is one channel, row or sample, its stride leads nowhere
+    pairs = zip(x.shape, dy.stride(), x.stride(), strict=True)
+    if all(a == b for size, a, b in pairs if size != 1):
+        return dy.as_strided(x.shape, x.stride())
     return torch.empty_like(x, dtype=dy.dtype).copy_(dy)
 
 

@@ -96,8 +96,8 @@ def test_a_gradient_is_copied_only_where_its_strides_differ():
     # of one pixel, or one channel, the stride means nothing
     for shape in ((2, 8, 1, 1), (2, 1, 3, 5)):
         x = draw(shape)
-        dy = torch.empty_like(x, memory_format=last).copy_(x)
-        dy = dy.as_strided(shape, [s if n > 1 else 77 for s, n in zip(x.stride(), shape)])
+        strides = [s if n > 1 else 77 for s, n in zip(x.stride(), shape, strict=True)]
+        dy = x.clone().as_strided(shape, strides)
         assert dy.stride() != x.stride()
         arranged = _triton.dense_like(dy, x)
         assert arranged.stride() == x.stride()

@@ -317,7 +317,7 @@ def _normalized(z, h, hidden):
     return z * factor, factor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _squeeze_kernel(
     maxima,  # (N, splits)
     totals,  # (N, splits)
@@ -390,7 +390,8 @@ def _excited(
     z, _ = _normalized(z, h, hidden)
     z *= tl.load(norm_weight + h, mask=h < hidden, other=0.0).to(tl.float32)
     z += tl.load(norm_bias + h, mask=h < hidden, other=0.0).to(tl.float32)
-    out = _expand(tl.maximum(z, 0.0), h, hidden, w2, hidden, 1, c, channels)
+    z = tl.where(z < 0, 0.0, z)  # NaN stays, which a GPU's maximum drops
+    out = _expand(z, h, hidden, w2, hidden, 1, c, channels)
     return out + tl.load(b2 + c, mask=c < channels, other=0.0).to(tl.float32)
 
 
@@ -446,7 +447,7 @@ def _excite_kernel(
         tl.store(scale + sample * channels + c, gate, mask=c < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _unexcite_kernel(
     plain,  # (N, splits, C) or None: sums of dy
     product,  # (N, splits, C) or None: sums of dy x
@@ -508,7 +509,7 @@ def _unexcited(
     dz = tl.where(valid, dz * factor, 0.0)
     if block == 0:
         state = states + sample * 4 * hidden + h
-        tl.store(state, tl.maximum(activation, 0.0), mask=valid)
+        tl.store(state, tl.where(activation < 0, 0.0, activation), mask=valid)
         tl.store(state + hidden, dz, mask=valid)
         tl.store(state + 2 * hidden, dh * z, mask=valid)
         tl.store(state + 3 * hidden, dh, mask=valid)
@@ -586,15 +587,18 @@ def _weights_kernel(
     h = block_h * BLOCK_H + tl.arange(0, BLOCK_H)
     grad_w1 = tl.zeros((BLOCK_H, BLOCK_C), dtype=tl.float32)
     grad_w2 = tl.zeros((BLOCK_C, BLOCK_H), dtype=tl.float32)
-    for n in range(0, samples):
-        sample = tl.cast(n, tl.int64)
-        state = states + sample * 4 * hidden + h
-        activation = tl.load(state, mask=h < hidden, other=0.0)
-        dz = tl.load(state + hidden, mask=h < hidden, other=0.0)
-        pooled = tl.load(context + sample * channels + c, mask=c < channels, other=0.0)
-        d = tl.load(dout + sample * channels + c, mask=c < channels, other=0.0)
-        grad_w1 += dz[:, None] * pooled[None, :]
-        grad_w2 += d[:, None] * activation[None, :]
+    for first in range(0, samples, 4):
+        for k in tl.static_range(4):  # so that the loads of four samples are under way
+            there = first + k < samples
+            sample = tl.cast(first + k, tl.int64)
+            state = states + sample * 4 * hidden + h
+            activation = tl.load(state, mask=(h < hidden) & there, other=0.0)
+            dz = tl.load(state + hidden, mask=(h < hidden) & there, other=0.0)
+            inside = (c < channels) & there
+            pooled = tl.load(context + sample * channels + c, mask=inside, other=0.0)
+            d = tl.load(dout + sample * channels + c, mask=inside, other=0.0)
+            grad_w1 += dz[:, None] * pooled[None, :]
+            grad_w2 += d[:, None] * activation[None, :]
     mask = (c < channels)[:, None] & (h < hidden)[None, :]
     tl.store(dw2 + c[:, None] * hidden + h[None, :], grad_w2, mask=mask)
     mask = (h < hidden)[:, None] & (c < channels)[None, :]
@@ -661,7 +665,7 @@ def forward(x, tensors, options):
         *(maximum, total, context, add_parts, mul_parts),
         *(c, splits, *hidden),
         BLOCK_C=block,
-        BLOCK_R=min(bucket(splits), _PARTS),
+        BLOCK_R=_PARTS,
         BLOCK_H=64,
     )
     wide = _wide_block(hidden)
@@ -693,7 +697,9 @@ def backward(dy, x, tensors, saved, options, needs):
 
     dx = torch.empty_like(x) if needs[0] else None
     dmask = new(c) if mask_weight is not None and needs[1] else None
-    dbias = None if tensors[1] is None else new(1).zero_()  # the softmax does not see the bias
+    dbias = None
+    if tensors[1] is not None and needs[2]:
+        dbias = new(1).zero_()  # the softmax does not see the bias
     weights = [_Weights(None, None, None, None)] * 2
     if any(needs[1:]):
         weights = [
@@ -725,7 +731,7 @@ def backward(dy, x, tensors, saved, options, needs):
         *(add_dout, mul_dout, add_dh, mul_dh),
         *(c, splits, *hidden),
         BLOCK_C=block,
-        BLOCK_R=min(bucket(splits), _PARTS),
+        BLOCK_R=_PARTS,
         BLOCK_H=64,
     )
     dcontext = new(n, c)
@@ -859,7 +865,8 @@ def _tiles(x: Tensor) -> tuple[int, int, tuple[int, int], dict]:
         block_p = min(bucket(pixels), 512)
         block_c = min(4096 // block_p, bucket(x.shape[1]))
     blocks = triton.cdiv(x.shape[1], block_c)
-    programs = max(triton.cdiv(8 * _MULTIPROCESSORS, max(len(x) * blocks, 1)), 1)
+    # one wave: as many as are sure to run at once
+    programs = max(4 * _MULTIPROCESSORS // max(len(x) * blocks, 1), 1)
     splits = max(min(programs, triton.cdiv(pixels, block_p)), 1)
     warps = max(min(block_c * block_p // 512, 8), 1)
     return blocks, splits, sweep, dict(**layout, BLOCK_C=block_c, BLOCK_P=block_p, num_warps=warps)

@@ -22,13 +22,8 @@ import triton
 import triton.language as tl
 
 from mmattn.ops import _triton
-from mmattn.ops._channel_passes import (
-    add_parts,
-    channel_sums,
-    has_memory,
-    parts_at_a_time,
-    scale_and_shift,
-)
+from mmattn.ops._channel_passes import add_parts, channel_sums, parts_at_a_time, scale_and_shift
+from mmattn.ops._triton import has_memory
 
 
 @triton.jit
@@ -150,27 +145,16 @@ def _backward_kernel(
 
 @triton.jit(do_not_specialize=["samples"])
 def _sum_samples_kernel(
-    dparameters,  # (N, 3, C)
-    dalpha,  # (C,)
-    dgamma,
-    dbeta,
+    dparameters,  # (N, columns)
+    sums,  # (columns,)
     samples,
-    channels,
+    columns,
     BLOCK: tl.constexpr,
+    SAMPLES: tl.constexpr,
 ):
-    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = c < channels
-    alpha = tl.zeros((BLOCK,), dtype=tl.float32)
-    gamma = tl.zeros((BLOCK,), dtype=tl.float32)
-    beta = tl.zeros((BLOCK,), dtype=tl.float32)
-    for sample in range(0, samples):
-        at = dparameters + sample * 3 * channels + c
-        alpha += tl.load(at, mask=mask, other=0.0)
-        gamma += tl.load(at + channels, mask=mask, other=0.0)
-        beta += tl.load(at + 2 * channels, mask=mask, other=0.0)
-    tl.store(dalpha + c, alpha, mask=mask)
-    tl.store(dgamma + c, gamma, mask=mask)
-    tl.store(dbeta + c, beta, mask=mask)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < columns
+    tl.store(sums + i, add_parts(dparameters, samples, columns, i, mask, BLOCK, SAMPLES), mask=mask)
 
 
 def _launch(kernel, parts, tensors, outputs, options) -> None:
@@ -178,6 +162,7 @@ def _launch(kernel, parts, tensors, outputs, options) -> None:
     splits, n, channels = parts.shape
     if has_memory(parts):
         block = _triton.bucket(channels)
+        warps = min(max(block // 64, 4), 16)
         _triton.launch(
             kernel,
             (n,),
@@ -188,8 +173,8 @@ def _launch(kernel, parts, tensors, outputs, options) -> None:
             NORM=norm,
             GATE=gate,
             BLOCK=block,
-            SPLITS=parts_at_a_time(block),
-            num_warps=min(max(block // 128, 4), 16),
+            SPLITS=parts_at_a_time(block, warps),
+            num_warps=warps,
         )
 
 
@@ -218,10 +203,10 @@ def backward(dy, x, tensors, saved, options, needs):
     if needs[0]:
         times = "other" if norm == "l2" else "one" if after_relu else "sign"
         dx = scale_and_shift(dy, a, b, times, None if times == "one" else x)
-    sums = [total.new_empty((channels,)) for _ in range(3)]
+    sums = total.new_empty((3, channels))
     if any(needs[1:]) and has_memory(x):
-        grid = (triton.cdiv(channels, 128),)
-        _triton.launch(
-            _sum_samples_kernel, grid, dparameters, *sums, n, channels, BLOCK=128, num_warps=4
-        )
-    return dx, *sums, None
+        columns = 3 * channels
+        grid = (triton.cdiv(columns, 128),)
+        blocks = dict(BLOCK=128, SAMPLES=8, num_warps=4)
+        _triton.launch(_sum_samples_kernel, grid, dparameters, sums, n, columns, **blocks)
+    return dx, *sums.unbind(), None

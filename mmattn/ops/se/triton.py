@@ -23,13 +23,10 @@ import triton
 import triton.language as tl
 
 from mmattn.ops import _triton
-from mmattn.ops._channel_passes import (
-    add_parts,
-    channel_sums,
-    has_memory,
-    parts_at_a_time,
-    scale_and_shift,
-)
+from mmattn.ops._channel_passes import add_parts, channel_sums, parts_at_a_time, scale_and_shift
+from mmattn.ops._triton import has_memory
+
+# Of a grid (samples, blocks): the second axis ends at 65,535.
 
 
 @triton.jit
@@ -53,14 +50,14 @@ def _hidden_kernel(
     CHANNELS: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    sample = tl.program_id(1)
-    h = tl.program_id(0) * HIDDEN + tl.arange(0, HIDDEN)
+    sample = tl.program_id(0)
+    h = tl.program_id(1) * HIDDEN + tl.arange(0, HIDDEN)
     total = tl.zeros((HIDDEN, CHANNELS), dtype=tl.float32)
     for first in range(0, channels, CHANNELS):
         c = first + tl.arange(0, CHANNELS)
         index = sample * channels + c
         z = add_parts(parts, splits, stride, index, c < channels, CHANNELS, SPLITS) / pixels
-        tl.store(mean + index, z, mask=(c < channels) & (tl.program_id(0) == 0))
+        tl.store(mean + index, z, mask=(c < channels) & (tl.program_id(1) == 0))
         mask = (h < width)[:, None] & (c < channels)[None, :]
         total += _load(w1, h[:, None] * channels + c[None, :], mask) * z[None, :]
     out = tl.sum(total, 1)
@@ -83,8 +80,8 @@ def _gate_kernel(
     HIDDEN: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    sample = tl.program_id(1)
-    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    sample = tl.program_id(0)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     total = tl.zeros((CHANNELS, HIDDEN), dtype=tl.float32)
     for first in range(0, width, HIDDEN):
         h = first + tl.arange(0, HIDDEN)
@@ -121,8 +118,8 @@ def _hidden_gradient_kernel(
     CHANNELS: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    sample = tl.program_id(1)
-    h = tl.program_id(0) * HIDDEN + tl.arange(0, HIDDEN)
+    sample = tl.program_id(0)
+    h = tl.program_id(1) * HIDDEN + tl.arange(0, HIDDEN)
     total = tl.zeros((CHANNELS, HIDDEN), dtype=tl.float32)
     for first in range(0, channels, CHANNELS):
         c = first + tl.arange(0, CHANNELS)
@@ -134,7 +131,7 @@ def _hidden_gradient_kernel(
             neutral = tl.load(scale).to(tl.float32)
             dz = dz / neutral
             s = tl.div_rn(s, s * 0.0 + neutral)
-        once = (c < channels) & (tl.program_id(0) == 0)
+        once = (c < channels) & (tl.program_id(1) == 0)
         tl.store(a + index, s, mask=once)
         tl.store(dgate + index, dz, mask=once)
         mask = (c < channels)[:, None] & (h < width)[None, :]
@@ -183,10 +180,14 @@ def _layer_gradient(
     """Stores a tile of a layer's gradients: a sum over the samples, in their order."""
     weight = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     bias = tl.zeros((ROWS,), dtype=tl.float32)
-    for sample in range(0, samples):
-        d = _load(dout, sample * rows + i, i < rows)
-        weight += d[:, None] * _load(taken, sample * columns + j, j < columns)[None, :]
-        bias += d
+    for first in range(0, samples, 4):
+        for k in tl.static_range(4):  # so that the loads of four samples are under way
+            sample = first + k
+            there = sample < samples
+            d = _load(dout, sample * rows + i, (i < rows) & there)
+            value = _load(taken, sample * columns + j, (j < columns) & there)
+            weight += d[:, None] * value[None, :]
+            bias += d
     mask = (i < rows)[:, None] & (j < columns)[None, :]
     tl.store(dweight + i[:, None] * columns + j[None, :], weight, mask=mask)
     tl.store(dbias + i, bias, mask=i < rows)  # every tile of these rows has the same
@@ -212,8 +213,8 @@ def _gradients_kernel(
     HIDDEN: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    part = tl.program_id(1)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    part = tl.program_id(0)
     if part < mean_programs:
         _mean_gradient(w1, dhidden, shift, part, c, pixels, channels, width, HIDDEN, CHANNELS)
     else:
@@ -224,9 +225,10 @@ def _gradients_kernel(
 
 def _layer_blocks(channels: int) -> dict[str, int]:
     """Of the kernels in which a program makes a few of the hidden layer from all channels."""
-    block = _triton.bucket(channels, 16, 512)
+    block = _triton.bucket(channels, 16, 1024)
+    warps = 8 if block > 512 else 4
     # 8 columns of w2 are one sector
-    return dict(HIDDEN=8, CHANNELS=block, SPLITS=parts_at_a_time(block), num_warps=4)
+    return dict(HIDDEN=8, CHANNELS=block, SPLITS=parts_at_a_time(block, warps), num_warps=warps)
 
 
 def _channel_blocks(width: int) -> dict[str, int]:
@@ -248,7 +250,7 @@ def forward(x, tensors, options):
         blocks = _layer_blocks(channels)
         _triton.launch(
             _hidden_kernel,
-            (triton.cdiv(width, blocks["HIDDEN"]), n),
+            (n, triton.cdiv(width, blocks["HIDDEN"])),
             *(parts, w1, b1, mean, hidden),
             *(parts.shape[0], n * channels, pixels, channels, width),
             **blocks,
@@ -256,7 +258,7 @@ def forward(x, tensors, options):
         blocks = _channel_blocks(width)
         _triton.launch(
             _gate_kernel,
-            (triton.cdiv(channels, blocks["CHANNELS"]), n),
+            (n, triton.cdiv(channels, blocks["CHANNELS"])),
             *(hidden, w2, b2, scale, gate, None if scale is None else a),
             *(channels, width),
             **blocks,
@@ -281,7 +283,7 @@ def backward(dy, x, tensors, saved, options, needs):
         blocks = _layer_blocks(channels)
         _triton.launch(
             _hidden_gradient_kernel,
-            (triton.cdiv(width, blocks["HIDDEN"]), n),
+            (n, triton.cdiv(width, blocks["HIDDEN"])),
             *(parts, gate, scale, hidden, w2, a, dgate, dhidden),
             *(parts.shape[0], n * channels, channels, width),
             **blocks,
@@ -291,7 +293,7 @@ def backward(dy, x, tensors, saved, options, needs):
         weight_programs = triton.cdiv(width, blocks["HIDDEN"]) if any(needs[1:]) else 0
         _triton.launch(
             _gradients_kernel,
-            (triton.cdiv(channels, blocks["CHANNELS"]), mean_programs + weight_programs),
+            (mean_programs + weight_programs, triton.cdiv(channels, blocks["CHANNELS"])),
             *(w1, mean, hidden, dgate, dhidden, shift, dw1, db1, dw2, db2),
             *(n, mean_programs, pixels, channels, width),
             **blocks,

@@ -10,8 +10,9 @@ written sum_c, those over the pixels of its map sum_p::
                 dq = sum_p dt x     dx = dy a / s + q dt + dq / P
 
 Least traffic, in maps read or written, if the memory on chip holds one group but not all of them:
-forward 2 (x, y), backward 3 (dy, x, dx). If it does not hold a group: forward 4, since q must be
-known before t, and the spread of t before y; backward 4, since dq must be known before dx.
+forward 2 (x, y), backward 3 (dy, x, dx). If it does not hold a group: forward 3 and backward 4,
+since dq must be known before dx. Forward the spread of t follows from the channels' covariance, but
+from (C/G)^2 sums a group whose differences cancel; here t takes a pass of its own (4).
 
 What the kernels move, in maps, with C/G channels to a group and e bytes to an element:
 
@@ -30,14 +31,17 @@ What the kernels move, in maps, with C/G channels to a group and e bytes to an e
   second and third launch forward, and sum_p is a pass of its own backward: 4 and 5 maps and as
   many launches, with one small sum for q.
 
-The second pass over a map runs backwards, from what the caches still hold of the first.
-A tile is (pixels, groups, channels of a group), with threads along whichever lies side by side;
-of channels_last maps it covers 128 bytes of groups. No atomics, no tuning: results repeat bit for
-bit. Blocks are chosen from shapes and dtype; they are not yet measured on a GPU.
+The second pass over a map takes its programs from the last to the first; what the L2 still holds
+then is not measured. A tile is (pixels, groups, channels of a group), with threads along whichever
+lies side by side; of channels_last maps it covers 128 bytes of groups. No atomics, no tuning:
+results repeat bit for bit. Blocks are chosen from shapes and dtype; they are not yet measured on a
+GPU.
 """
 
 # ruff: noqa: N803  (capitals are compile-time constants, as everywhere in Triton)
 # no postponed annotations here: Triton 3.0's interpreter does not know tl.constexpr as a string
+
+import math
 
 import torch
 import triton
@@ -58,6 +62,9 @@ _SPLITS = tl.constexpr(16)
 # Elements of a sample that 32 bits count, and some for what a tile reaches beyond the end.
 _LONGEST = (1 << 31) - (1 << 24)
 
+
+# Sizes of maps do not compile a kernel each: pixels come as units * ALIGN, of which the constant is
+# what the width of loads hangs on.
 
 # what a program works on ------------------------------------------------------------------------
 
@@ -137,6 +144,12 @@ def _load_parameters(weight, bias, gate_scale, g, groups):
     b = tl.load(bias + g, mask=g < groups, other=0.0).to(tl.float32)
     scale = 1.0 if gate_scale is None else tl.load(gate_scale).to(tl.float32)
     return w, b, scale
+
+
+@triton.jit
+def _sigmoid(z):
+    # rounded like IEEE: a gate that is exactly gate_scale gives exactly 1
+    return tl.div_rn(tl.full(z.shape, 1.0, tl.float32), 1.0 + tl.exp(-z))
 
 
 @triton.jit
@@ -240,14 +253,14 @@ def _scale(
         else:
             t = tl.sum(values * q[None, :, :], 2)
         t = _normalized(t, mean, std, eps, NORMALIZE)
-        gate = tl.div_rn(tl.sigmoid(w[None, :] * t + b[None, :]), scale)
+        gate = tl.div_rn(_sigmoid(w[None, :] * t + b[None, :]), scale)
         tl.store(y + offsets, (values * gate[:, :, None]).to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _dz(dy_x, t, w, b, scale):
     """sum_c(dy x) a (1 - a) / s."""
-    a = tl.sigmoid(w[None, :] * t + b[None, :])
+    a = _sigmoid(w[None, :] * t + b[None, :])
     return dy_x / scale * a * (1 - a)
 
 
@@ -363,7 +376,7 @@ def _write_dx(
             values = values.to(tl.float32)
             t = _normalized(tl.sum(values * q[None, :, :], 2), mean, std, eps, NORMALIZE)
             dz = _dz(tl.sum(upstream * values, 2), t, w, b, scale)
-        gate = tl.sigmoid(w[None, :] * t + b[None, :]) / scale
+        gate = tl.div_rn(_sigmoid(w[None, :] * t + b[None, :]), scale)
         dt = of_dz[None, :] * dz + of_one[None, :] + of_t[None, :] * t
         out = upstream * gate[:, :, None] + (q[None, :, :] * dt[:, :, None] + dq[None, :, :])
         tl.store(dx + offsets, out.to(dx.dtype.element_ty), mask=mask)
@@ -372,7 +385,7 @@ def _write_dx(
 # a group to a program ---------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["units"])
 def _group_forward_kernel(
     x,
     weight,
@@ -383,16 +396,18 @@ def _group_forward_kernel(
     mean_out,  # (N, G)
     std_out,  # (N, G)
     groups,
-    pixels,
+    units,
     eps,
     WIDTH: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    ALIGN: tl.constexpr,
     LAST: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    pixels = units * ALIGN
     n, _, g, first = _place(1, groups, 1, BLOCK_G, BLOCK_K, False)
     channels = groups * WIDTH
     c, inside = _channels(g, groups, first, WIDTH, BLOCK_K)
@@ -419,7 +434,7 @@ def _group_forward_kernel(
     # fmt: on
 
 
-@triton.jit(do_not_specialize=["samples"])
+@triton.jit(do_not_specialize=["samples", "units"])
 def _group_backward_kernel(
     dy,
     x,
@@ -434,18 +449,20 @@ def _group_backward_kernel(
     group_parts,  # (1, 2, N, G)
     samples,
     groups,
-    pixels,
+    units,
     eps,
     WIDTH: tl.constexpr,
     NORMALIZE: tl.constexpr,
     KEEP: tl.constexpr,
     NEED_X: tl.constexpr,
+    ALIGN: tl.constexpr,
     LAST: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    pixels = units * ALIGN
     n, _, g, first = _place(1, groups, 1, BLOCK_G, BLOCK_K, False)
     channels = groups * WIDTH
     c, inside = _channels(g, groups, first, WIDTH, BLOCK_K)
@@ -482,16 +499,17 @@ def _group_backward_kernel(
 # larger groups: forward -------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["samples", "splits"])
+@triton.jit(do_not_specialize=["samples", "units", "splits"])
 def _sum_kernel(
     x,
     parts,  # (S, N, C)
     samples,
     groups,
-    pixels,
+    units,
     splits,
     chunk,
     WIDTH: tl.constexpr,
+    ALIGN: tl.constexpr,
     LAST: tl.constexpr,
     INDEX: tl.constexpr,
     CHANNEL_BLOCKS: tl.constexpr,
@@ -499,6 +517,7 @@ def _sum_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    pixels = units * ALIGN
     n, split, g, first = _place(splits, groups, CHANNEL_BLOCKS, BLOCK_G, BLOCK_K, False)
     channels = groups * WIDTH
     c, inside = _channels(g, groups, first, WIDTH, BLOCK_K)
@@ -509,18 +528,19 @@ def _sum_kernel(
     tl.store(parts + (split * samples + n) * channels + c, sums, mask=inside)
 
 
-@triton.jit(do_not_specialize=["samples", "splits", "sum_splits"])
+@triton.jit(do_not_specialize=["samples", "units", "splits", "sum_splits"])
 def _moments_kernel(
     x,
     parts,  # (S, N, C) sums of x
     moments,  # (S, 2, N, G)
     samples,
     groups,
-    pixels,
+    units,
     sum_splits,
     splits,
     chunk,
     WIDTH: tl.constexpr,
+    ALIGN: tl.constexpr,
     LAST: tl.constexpr,
     INDEX: tl.constexpr,
     CHANNEL_BLOCKS: tl.constexpr,
@@ -528,6 +548,7 @@ def _moments_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    pixels = units * ALIGN
     n, split, g, first = _place(splits, groups, CHANNEL_BLOCKS, BLOCK_G, BLOCK_K, True)
     channels = groups * WIDTH
     c, inside = _channels(g, groups, first, WIDTH, BLOCK_K)
@@ -544,7 +565,7 @@ def _moments_kernel(
     tl.store(moments + (at + samples) * groups + g, squares, mask=g < groups)
 
 
-@triton.jit(do_not_specialize=["samples", "splits", "sum_splits", "moment_splits"])
+@triton.jit(do_not_specialize=["samples", "units", "splits", "sum_splits", "moment_splits"])
 def _scale_kernel(
     x,
     parts,  # (S, N, C) sums of x
@@ -560,7 +581,7 @@ def _scale_kernel(
     std_out,  # (N, G)
     samples,
     groups,
-    pixels,
+    units,
     sum_splits,
     moment_splits,
     splits,
@@ -569,6 +590,7 @@ def _scale_kernel(
     WIDTH: tl.constexpr,
     NORMALIZE: tl.constexpr,
     KEPT: tl.constexpr,
+    ALIGN: tl.constexpr,
     LAST: tl.constexpr,
     INDEX: tl.constexpr,
     CHANNEL_BLOCKS: tl.constexpr,
@@ -576,6 +598,7 @@ def _scale_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    pixels = units * ALIGN
     n, split, g, first = _place(splits, groups, CHANNEL_BLOCKS, BLOCK_G, BLOCK_K, False)
     channels = groups * WIDTH
     c, inside = _channels(g, groups, first, WIDTH, BLOCK_K)
@@ -610,7 +633,7 @@ def _scale_kernel(
     # fmt: on
 
 
-@triton.jit(do_not_specialize=["samples", "splits"])
+@triton.jit(do_not_specialize=["samples", "units", "splits"])
 def _wide_likeness_kernel(
     x,
     sums,  # (N, C) of x
@@ -619,10 +642,11 @@ def _wide_likeness_kernel(
     moments,  # (S, 2, N, G)
     samples,
     groups,
-    pixels,
+    units,
     splits,
     chunk,
     WIDTH: tl.constexpr,
+    ALIGN: tl.constexpr,
     LAST: tl.constexpr,
     INDEX: tl.constexpr,
     CHANNEL_BLOCKS: tl.constexpr,
@@ -631,6 +655,7 @@ def _wide_likeness_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Writes t of a group that is too wide for a tile, and its moments."""
+    pixels = units * ALIGN
     n, split, g, _ = _place(splits, groups, CHANNEL_BLOCKS, BLOCK_G, BLOCK_K, True)
     channels = groups * WIDTH
     x += n * channels * pixels
@@ -661,7 +686,7 @@ def _wide_likeness_kernel(
 # larger groups: backward ------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["samples", "splits"])
+@triton.jit(do_not_specialize=["samples", "units", "splits"])
 def _gradient_sums_kernel(
     dy,
     x,
@@ -676,7 +701,7 @@ def _gradient_sums_kernel(
     channel_parts,  # (S, 2, N, C)
     samples,
     groups,
-    pixels,
+    units,
     splits,
     chunk,
     eps,
@@ -684,6 +709,7 @@ def _gradient_sums_kernel(
     NORMALIZE: tl.constexpr,
     KEEP: tl.constexpr,
     NEED_X: tl.constexpr,
+    ALIGN: tl.constexpr,
     LAST: tl.constexpr,
     INDEX: tl.constexpr,
     CHANNEL_BLOCKS: tl.constexpr,
@@ -691,6 +717,7 @@ def _gradient_sums_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    pixels = units * ALIGN
     n, split, g, first = _place(splits, groups, CHANNEL_BLOCKS, BLOCK_G, BLOCK_K, False)
     channels = groups * WIDTH
     c, inside = _channels(g, groups, first, WIDTH, BLOCK_K)
@@ -719,7 +746,7 @@ def _gradient_sums_kernel(
         tl.store(channel_parts + (at + samples) * channels + c, along_t, mask=inside)
 
 
-@triton.jit(do_not_specialize=["samples", "splits"])
+@triton.jit(do_not_specialize=["samples", "units", "splits"])
 def _wide_gradients_kernel(
     dy,
     x,
@@ -733,13 +760,14 @@ def _wide_gradients_kernel(
     group_parts,  # (S, 2, N, G)
     samples,
     groups,
-    pixels,
+    units,
     splits,
     chunk,
     eps,
     WIDTH: tl.constexpr,
     NORMALIZE: tl.constexpr,
     KEEP: tl.constexpr,
+    ALIGN: tl.constexpr,
     LAST: tl.constexpr,
     INDEX: tl.constexpr,
     CHANNEL_BLOCKS: tl.constexpr,
@@ -748,6 +776,7 @@ def _wide_gradients_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Keeps that and dz of a group too wide for a tile; writes sums of dz that and dz."""
+    pixels = units * ALIGN
     n, split, g, _ = _place(splits, groups, CHANNEL_BLOCKS, BLOCK_G, BLOCK_K, False)
     channels = groups * WIDTH
     w, b, scale = _load_parameters(weight, bias, gate_scale, g, groups)
@@ -786,7 +815,7 @@ def _wide_gradients_kernel(
     tl.store(group_parts + (at + samples) * groups + g, tl.sum(dbias, 0))
 
 
-@triton.jit(do_not_specialize=["samples", "splits"])
+@triton.jit(do_not_specialize=["samples", "units", "splits"])
 def _wide_sums_kernel(
     x,
     q_in,  # (N, C)
@@ -794,11 +823,12 @@ def _wide_sums_kernel(
     channel_parts,  # (S, 2, N, C)
     samples,
     groups,
-    pixels,
+    units,
     splits,
     chunk,
     WIDTH: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    ALIGN: tl.constexpr,
     LAST: tl.constexpr,
     INDEX: tl.constexpr,
     CHANNEL_BLOCKS: tl.constexpr,
@@ -807,6 +837,7 @@ def _wide_sums_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """sum_p of dz (x - q) and that (x - q), with dz and that from ``kept``."""
+    pixels = units * ALIGN
     n, split, g, first = _place(splits, groups, CHANNEL_BLOCKS, BLOCK_G, BLOCK_K, True)
     channels = groups * WIDTH
     c, inside = _channels(g, groups, first, WIDTH, BLOCK_K)
@@ -832,7 +863,7 @@ def _wide_sums_kernel(
     tl.store(channel_parts + (at + samples) * channels + c, tl.sum(along_t, 0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["samples", "splits", "group_splits", "channel_splits"])
+@triton.jit(do_not_specialize=["samples", "units", "splits", "group_splits", "channel_splits"])
 def _dx_kernel(
     dy,
     x,
@@ -848,7 +879,7 @@ def _dx_kernel(
     dx,
     samples,
     groups,
-    pixels,
+    units,
     group_splits,
     channel_splits,
     splits,
@@ -857,6 +888,7 @@ def _dx_kernel(
     WIDTH: tl.constexpr,
     NORMALIZE: tl.constexpr,
     KEPT: tl.constexpr,
+    ALIGN: tl.constexpr,
     LAST: tl.constexpr,
     INDEX: tl.constexpr,
     CHANNEL_BLOCKS: tl.constexpr,
@@ -864,6 +896,7 @@ def _dx_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    pixels = units * ALIGN
     n, split, g, first = _place(splits, groups, CHANNEL_BLOCKS, BLOCK_G, BLOCK_K, True)
     channels = groups * WIDTH
     c, inside = _channels(g, groups, first, WIDTH, BLOCK_K)
@@ -914,7 +947,10 @@ class _Plan:
         self.wide = self.width > _WIDEST
         # offsets in a sample; those of a sample are always of 64 bits
         index = tl.int32 if channels * self.pixels <= _LONGEST else tl.int64
-        self._common = dict(WIDTH=self.width, LAST=self.last, INDEX=index)
+        # of a contiguous map: what loads of 16 bytes hang on
+        align = 1 if self.last else math.gcd(self.pixels, 16 // self.size)
+        self.units = self.pixels // align
+        self._common = dict(WIDTH=self.width, ALIGN=align, LAST=self.last, INDEX=index)
         # two float32 maps of a group, written and read, against x read once more
         self.keep = self.wide or self.width * self.size > 16
         self.group = not self.wide and (
@@ -967,6 +1003,11 @@ def _summed(parts):
     return parts if parts.shape[0] <= _SPLITS.value else parts.sum(0, keepdim=True)
 
 
+def _parameter_gradients(parts, needs):
+    """Those of weight and bias, from parts (S, 2, N, G)."""
+    return parts.sum((0, 2)) if any(needs[1:3]) else (None, None)
+
+
 def _parameters(tensors):
     return *(t.reshape(-1).contiguous() for t in tensors[:2]), tensors[2]
 
@@ -994,12 +1035,12 @@ def forward(x, tensors, options):
         _triton.launch(
             _group_forward_kernel,
             grid,
-            *(x, *parameters, y, *saved, groups, plan.pixels, eps),
+            *(x, *parameters, y, *saved, groups, plan.units, eps),
             NORMALIZE=normalize,
             **constants,
         )
         return y, saved
-    sizes = plan.samples, groups, plan.pixels
+    sizes = plan.samples, groups, plan.units
 
     grid, cut, constants = plan.split()
     sums = x.new_empty((cut[0], *x.shape[:2]), dtype=torch.float32)
@@ -1049,11 +1090,12 @@ def backward(dy, x, tensors, saved, options, needs):
     x = _triton.dense(x)
     dx = torch.empty_like(x) if needs[0] else None
     if not _triton.has_memory(x) or not x.numel():
-        return dx, saved[1].new_zeros(groups), saved[1].new_zeros(groups), None
+        zeros = (saved[1].new_zeros(groups) if need else None for need in needs[1:3])
+        return dx, *zeros, None
     dy = _triton.dense_like(dy, x)
     plan = _Plan(x, groups)
     inputs = dy, x, *saved, *_parameters(tensors)
-    sizes = plan.samples, groups, plan.pixels
+    sizes = plan.samples, groups, plan.units
     keep = plan.keep and needs[0]
     maps = (2, plan.samples, groups, plan.pixels)
     kept = x.new_empty(maps, dtype=torch.float32) if keep else None
@@ -1071,7 +1113,7 @@ def backward(dy, x, tensors, saved, options, needs):
             NEED_X=needs[0],
             **constants,
         )
-        return dx, *parts.sum((0, 2)), None
+        return dx, *_parameter_gradients(parts, needs), None
 
     grid, cut, constants = plan.split()
     channel_parts = None
@@ -1118,4 +1160,4 @@ def backward(dy, x, tensors, saved, options, needs):
             KEPT=keep,
             **constants,
         )
-    return dx, *parts.sum((0, 2)), None
+    return dx, *_parameter_gradients(parts, needs), None
