@@ -1,10 +1,10 @@
 """Spatial group-wise enhance with statistics in float32 or better, in any memory format.
 
-Least traffic, in maps read or written, if a group does not fit on chip: x for the statistics, x for
-y and y forward (3), x and dy for the gradient of t, dy for dx and dx backward (4). If it does: 2 and
-3. The mean of t is |q|^2, and its variance follows from the channels' covariance, which the first
-pass could bring; that takes (C/G)^2 sums a group whose differences cancel, so that forward t is
-made in a pass of its own (4).
+Least traffic, in maps read or written, if a group does not fit on chip: x for the statistics, x
+for y and y forward (3), x and dy for the gradient of t, dy for dx and dx backward (4). If it does:
+2 and 3. The mean of t is |q|^2, and its variance follows from the channels' covariance, which the
+first pass could bring; that takes (C/G)^2 sums a group whose differences cancel, so that forward t
+is made in a pass of its own (4).
 """
 
 from __future__ import annotations
