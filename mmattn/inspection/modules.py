@@ -20,6 +20,7 @@ from mmattn.backbones.sk_resnet import SKBottleneck
 from mmattn.insertion import insertions
 from mmattn.inspection import config_file
 from mmattn.inspection._console import PreflightError
+from mmattn.ops import use_backend
 from mmattn.plugins.base import AttentionModule
 from mmattn.registry import MODELS
 
@@ -368,7 +369,8 @@ def _start_of_map(module: nn.Module, one: Inserted) -> Start:
     x = torch.randn(2, one.channels[0], 8, 8)
     module = revert_sync_batchnorm(module.cpu().float())  # it would wait for its peers
     try:
-        with torch.no_grad():
+        # eager: what was chosen for the training has nothing to say about this map
+        with torch.no_grad(), use_backend("eager"):
             module.train()
             trained = module(x)
             module.eval()

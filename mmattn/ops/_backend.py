@@ -37,7 +37,8 @@ class use_backend:  # noqa: N801  (a function to its caller, like torch.no_grad)
     """Chooses the implementation of every operator, for a block or for the process.
 
     ``use_backend('reference')`` holds from the call on; ``with use_backend('reference'):``
-    restores the earlier choice at the end of the block. The process starts with the
+    restores the earlier choice at the end of the block, and ``@use_backend('reference')`` is for
+    the calls of one function. The process starts with the
     environment variable ``MMATTN_BACKEND``, or ``'auto'``. All threads share the choice. The
     backward pass of activation checkpointing, which computes again, belongs into the block.
 
@@ -63,6 +64,18 @@ class use_backend:  # noqa: N801  (a function to its caller, like torch.no_grad)
     def __exit__(self, *_) -> None:
         global _current
         _current = self._previous
+
+    def __call__(self, function: Callable) -> Callable:
+        """As a decorator: for the calls of ``function`` only."""
+        self.__exit__()
+        name = self._name
+
+        @functools.wraps(function)
+        def wrapped(*args, **kwargs):
+            with use_backend(name):
+                return function(*args, **kwargs)
+
+        return wrapped
 
 
 def get_backend() -> str:
@@ -116,7 +129,7 @@ def _try_triton(device: str, index: int) -> str:
         from mmattn.ops import _triton
 
         if device != "cuda" and not _triton.INTERPRETED:
-            return f"has triton kernels for CUDA only, not for {device}"
+            return f"has no triton kernels for maps on the {device}"
         _triton.try_out(torch.device(device, index) if device == "cuda" else torch.device(device))
     except torch.cuda.OutOfMemoryError:  # no reason for the next time
         raise
@@ -137,6 +150,14 @@ def is_exporting() -> bool:
     # torch.compiler.is_exporting() says yes under torch.compile, too; torch 2.4 has neither
     exporting = getattr(torch.compiler, "_is_exporting_flag", False)
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or exporting
+
+
+def is_untransformed() -> bool:
+    """Whether no transform of ``torch.func`` and no forward-mode AD is about."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is None
+        and torch.autograd.forward_ad._current_level < 0
+    )
 
 
 _said: set[str] = set()

@@ -80,7 +80,7 @@ class Operator:
             return "reference"
         compiling = torch.compiler.is_compiling()
         # torch.export compiles, too, but what it writes is to run where mmattn is not
-        if _backend.is_exporting() or not (compiling or _is_ordinary(x, tensors)):
+        if _backend.is_exporting() or not (compiling or is_ordinary(x, tensors)):
             return "plain"
         if x.is_meta and backend == "triton":
             backend = "eager"
@@ -207,12 +207,11 @@ def wants_gradient(x: Tensor, tensors: tuple) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors))
 
 
-def _is_ordinary(x: Tensor, tensors: tuple) -> bool:
+def is_ordinary(x: Tensor, tensors: tuple) -> bool:
     """Whether plain tensors meet plain autograd: no tracer, transform, mode or subclass."""
     return not (
         _backend.is_exporting()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
+        or not _backend.is_untransformed()
         or torch._C._len_torch_dispatch_stack() > 0  # one that counts operators, say
         or any(t is not None and type(t) not in _ORDINARY for t in (x, *tensors))
     )

@@ -77,3 +77,24 @@ def test_environment_variable(name):
         assert done.stdout.strip() == "reference"
     else:
         assert "MMATTN_BACKEND must be one of auto, reference" in done.stderr
+
+
+def test_decorator():
+    """For the calls of the function, not for the process."""
+    before = ops.get_backend()
+
+    @ops.use_backend("reference")
+    def chosen():
+        return ops.get_backend()
+
+    assert (ops.get_backend(), chosen(), ops.get_backend()) == (before, "reference", before)
+    assert chosen.__name__ == "chosen"
+
+
+def test_an_empty_variable_is_none():
+    code = "from mmattn import ops; print(ops.get_backend())"
+    environment = {**os.environ, "MMATTN_BACKEND": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.strip() == "auto"

@@ -724,3 +724,22 @@ def test_messages(backend, name):
         region_conv2d(**good)
         with pytest.raises(error, match=f"^region_conv2d expects .*{message}"):
             region_conv2d(**{**good, **arguments})
+
+
+def test_function_transforms():
+    x, filters = torch.randn(2, 4, 5, 6), torch.randn(2, 3, 4, 4, 3, 3)
+    region = torch.randint(3, (2, 5, 6))
+
+    def loss(x):
+        return region_conv2d(x, filters, region, padding=1).square().sum()
+
+    leaf = x.clone().requires_grad_()
+    loss(leaf).backward()
+    assert_close(torch.func.grad(loss)(x), leaf.grad, 1e-5)
+    dx = torch.randn_like(x)
+    assert_close(torch.func.jvp(loss, (x,), (dx,))[1], (leaf.grad * dx).sum(), 1e-4)
+    each = torch.func.vmap(lambda x: region_conv2d(x, filters, region, padding=1))(
+        torch.stack([x, 2 * x])
+    )
+    y = region_conv2d(x, filters, region, padding=1)
+    assert_close(each, torch.stack([y, 2 * y]), 1e-5)

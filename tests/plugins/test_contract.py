@@ -2,7 +2,9 @@
 
 import copy
 import inspect
+import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -307,3 +309,18 @@ def test_one_log_line_a_load(caplog, monkeypatch):
     assert len(lines) == 2
     model.load_state_dict(model.state_dict())
     assert len(lines) == 2
+
+
+@every_case
+def test_onnx_of_the_tracer(name, arguments):
+    """The older exporter knows fewer operators than PyTorch has."""
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    module = scramble(build(name, arguments)).eval()
+    x = torch.randn(1, C, 6, 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (x,), file := io.BytesIO(), dynamo=False)
+    session = onnxruntime.InferenceSession(file.getvalue())
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert_close(torch.from_numpy(found), module(x), 1e-4)

@@ -787,7 +787,6 @@ def test_names_of_files(harness):
         (["--op", "sge", "--shapes", "2x0x3x4"], "expected NxCxHxW"),
         (["--op", "sge", "--shapes", "2x63x3x4"], "--shapes 2x63x3x4: SGE expects groups"),
         (["--op", "sge", "--runs", "0"], "expected an integer of 1 or more, got '0'"),
-        (["--op", "sge", "--out", "no/such"], "there is no folder no/such"),
         (["--op", "sge", "--dtype", "float64"], "invalid choice: 'float64'"),
         (["--table", "no.csv"], "there is no file no.csv"),
     ],

@@ -700,7 +700,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device")
     if not args.out.is_dir():
-        parser.error(f"--out: there is no folder {args.out}")
+        args.out.mkdir(parents=True)
     if args.op and "all" in args.op:
         args.op = list(LEAST)
     for op in args.op or ():
@@ -716,7 +716,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     if args.table is not None:
-        print(table(args.table))
+        try:
+            print(table(args.table))
+        except KeyError as missing:
+            print(
+                f"--table {args.table}: no file of this tool, no column {missing}", file=sys.stderr
+            )
+            return 2
         return 0
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -738,6 +744,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"{provider} is left out: {reason}", flush=True)
         else:
             providers.append(provider)
+    if not providers:
+        print("nothing to measure: no provider can run here", file=sys.stderr)
+        return 1
     bandwidth = harness.Copy(args.device)
     failed = False
     for op in dict.fromkeys(args.op):

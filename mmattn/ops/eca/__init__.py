@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmattn.ops._backend import check_map, select
+from mmattn.ops._backend import check_map, is_exporting, select
 from mmattn.ops.eca import eager, reference
 
 _IMPLEMENTATIONS = {"reference": reference.eca, "eager": eager.eca}
@@ -35,4 +35,6 @@ def eca(x: Tensor, weight: Tensor, gate_scale: Tensor | None = None) -> Tensor:
         raise ValueError(
             f"eca expects a weight of shape (1, 1, k) with k odd, got {tuple(weight.shape)}"
         )
+    if is_exporting():  # the older exporter to ONNX knows no unfold
+        return reference.eca(x, weight, gate_scale)
     return select("eca", _IMPLEMENTATIONS)(x, weight, gate_scale)

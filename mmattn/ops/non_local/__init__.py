@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from mmattn.ops._backend import check_map, select
+from mmattn.ops._backend import check_map, is_exporting, is_untransformed, select
 from mmattn.ops.non_local import eager, reference
 
 _IMPLEMENTATIONS = {"reference": reference.non_local, "eager": eager.non_local}
@@ -71,6 +72,9 @@ def non_local(
                 f"non_local with mode={mode!r} expects {name} to be "
                 f"{'given' if wanted else 'left out'}"
             )
-    return select("non_local", _IMPLEMENTATIONS)(
-        x, g, out, theta, phi, concat, mode, use_scale, sub_sample
-    )
+    run = select("non_local", _IMPLEMENTATIONS)
+    if not torch.compiler.is_compiling() and not is_untransformed():
+        run = reference.non_local  # PyTorch's attention kernels have no jvp
+    if mode == "concatenation" and is_exporting():
+        run = reference.non_local  # the older exporter to ONNX knows no searchsorted
+    return run(x, g, out, theta, phi, concat, mode, use_scale, sub_sample)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from mmattn.ops._backend import check_map, is_exporting, select, triton_runs
+from mmattn.ops._backend import check_map, is_exporting, is_untransformed, select, triton_runs
 from mmattn.ops.region_conv import eager, reference
 from mmattn.ops.region_conv._custom_op import convolve
 
@@ -96,12 +97,20 @@ def region_conv2d(
         is_exporting() or not triton_runs("region_conv2d", "mmattn.ops.region_conv.triton", x, True)
     ):
         run = _eager
+    # one node, which has neither vmap nor jvp nor a backward pass that is no plain tensor's
+    if not torch.compiler.is_compiling() and not _is_plain(x, filters, guide):
+        run = _reference
     if run is _eager and is_exporting():
         run = _reference  # plain operators, which every exporter knows
     y = run(x, filters, region, out_size, stride, padding, dilation, guide, candidates)
     if groups > 1:
         y = y.reshape(n, groups * y.shape[1], *out_size)
     return y.contiguous(memory_format=memory_format)
+
+
+def _is_plain(*tensors: Tensor | None) -> bool:
+    """Whether no transform of torch.func, no forward-mode AD and no fake tensor is about."""
+    return is_untransformed() and not any(isinstance(t, FakeTensor) for t in tensors)
 
 
 def _reference(x, filters, region, out_size, stride, padding, dilation, guide, candidates):
@@ -182,6 +191,7 @@ def _check(x, filters, region, stride, padding, dilation, groups, guide, candida
         )
     # reading values would break the graph of a compiler, and a tracer keeps no branch
     traced = torch.compiler.is_compiling() or is_exporting() or region.is_meta
+    traced = traced or not _is_plain(x, region)
     if not traced and region.numel():
         low, high = (int(v) for v in region.aminmax())
         if low < 0 or high >= m:
