@@ -45,6 +45,7 @@ for config in {configs}:
     net = MODELS.build(dict(type='ResNet', depth=50, base_channels=16, **config))
     net(torch.randn(1, 3, 64, 64))
     ours = (type(m).__name__ for m in net.modules() if type(m).__module__.startswith('mmattn'))
+    ours = (name for name in ours if not name.startswith('_'))
     print(*sorted(set(ours)))
 """
 
