@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mmattn.ops import use_backend
 from mmattn.ops.gc import OPERATOR
 from mmattn.ops.gc import triton as kernels
+from tests.kernels import fill_with_nan
 from tests.operators import VARIANTS, draw_inputs, reference, run, why_no_kernels
 from tests.zoo import assert_close
 
@@ -33,18 +34,7 @@ every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 @pytest.fixture(autouse=True)
 def unwritten_is_nan(monkeypatch):
-    """Memory that a kernel was to write and did not shows."""
-
-    def filled(allocate):
-        def allocate_filled(*args, **kwargs):
-            t = allocate(*args, **kwargs)
-            return t.fill_(float("nan")) if t.is_floating_point() else t
-
-        return allocate_filled
-
-    monkeypatch.setattr(torch, "empty", filled(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))
-    monkeypatch.setattr(torch.Tensor, "new_empty", filled(torch.Tensor.new_empty))
+    fill_with_nan(monkeypatch)
 
 
 @pytest.fixture(params=["a tile a program", "many tiles a program"])

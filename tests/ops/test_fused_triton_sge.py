@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mmattn.ops import sge, use_backend
 from mmattn.ops.sge import OPERATOR, reference
 from mmattn.ops.sge import triton as kernels
+from tests.kernels import fill_with_nan
 from tests.operators import why_no_kernels
 from tests.zoo import assert_close
 
@@ -31,18 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 
 @pytest.fixture(autouse=True)
 def unwritten_is_nan(monkeypatch):
-    """Memory that a kernel was to write and did not shows."""
-
-    def filled(allocate):
-        def allocate_filled(*args, **kwargs):
-            t = allocate(*args, **kwargs)
-            return t.fill_(float("nan")) if t.is_floating_point() else t
-
-        return allocate_filled
-
-    monkeypatch.setattr(torch, "empty", filled(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))
-    monkeypatch.setattr(torch.Tensor, "new_empty", filled(torch.Tensor.new_empty))
+    fill_with_nan(monkeypatch)
 
 
 # tiles are of 256 and 128 pixels, or if wide of 32 and 16
