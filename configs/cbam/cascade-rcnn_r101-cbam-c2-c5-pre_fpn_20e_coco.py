@@ -1,0 +1,6 @@
+_base_ = '../_base_/cascade-rcnn_r101_fpn_20e_coco.py'
+# The backbone was trained on ImageNet with the module: README.md says where the file comes from.
+model = dict(
+    backbone=dict(
+        plugins=[dict(cfg=dict(type='mmattn.CBAM'), position='after_conv3')],
+        init_cfg=dict(checkpoint='checkpoints/cbam_resnet101.pth.tar')))

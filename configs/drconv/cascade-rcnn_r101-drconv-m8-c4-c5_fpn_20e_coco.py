@@ -1,0 +1,5 @@
+_base_ = '../_base_/cascade-rcnn_r101_fpn_20e_coco.py'
+model = dict(
+    backbone=dict(
+        dcn=dict(type='mmattn.DRConv2d', regions=8),
+        stage_with_dcn=(False, False, True, True)))

@@ -1,0 +1,7 @@
+_base_ = '../_base_/cascade-rcnn_r50_fpn_20e_coco.py'
+model = dict(
+    backbone=dict(
+        frozen_stages=0,
+        plugins=[
+            dict(cfg=dict(type='mmattn.ECA', identity_init=True), position='after_conv3')
+        ]))

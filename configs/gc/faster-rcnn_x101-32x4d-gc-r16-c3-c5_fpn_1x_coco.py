@@ -1,0 +1,8 @@
+_base_ = '../_base_/faster-rcnn_x101-32x4d_fpn_1x_coco.py'
+model = dict(
+    backbone=dict(plugins=[
+        dict(
+            cfg=dict(type='mmattn.GC', ratio=16, identity_init=True),
+            stages=(False, True, True, True),
+            position='after_conv3')
+    ]))

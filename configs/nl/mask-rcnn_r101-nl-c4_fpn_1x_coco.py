@@ -1,0 +1,10 @@
+_base_ = '../_base_/mask-rcnn_r101_fpn_1x_coco.py'
+# one block, before the last one of c4
+model = dict(
+    type='mmattn.Attach',
+    module=_base_.model.type,
+    plugins=[
+        dict(
+            cfg=dict(type='mmattn.NonLocal', identity_init=True),
+            after=r'backbone\.layer3\.21')
+    ])

@@ -1,0 +1,7 @@
+_base_ = '../_base_/mask-rcnn_r101_fpn_1x_coco.py'
+model = dict(
+    backbone=dict(
+        frozen_stages=0,
+        plugins=[
+            dict(cfg=dict(type='mmattn.SE', identity_init=True), position='after_conv3')
+        ]))

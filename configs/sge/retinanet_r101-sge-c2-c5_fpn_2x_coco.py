@@ -1,0 +1,7 @@
+_base_ = '../_base_/retinanet_r101_fpn_2x_coco.py'
+model = dict(
+    backbone=dict(
+        frozen_stages=0,
+        plugins=[
+            dict(cfg=dict(type='mmattn.SGE', identity_init=True), position='after_conv3')
+        ]))

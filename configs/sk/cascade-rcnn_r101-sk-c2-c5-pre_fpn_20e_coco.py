@@ -1,0 +1,6 @@
+_base_ = '../_base_/cascade-rcnn_r101_fpn_20e_coco.py'
+# The backbone was trained on ImageNet with the module: README.md says where the file comes from.
+model = dict(
+    backbone=dict(
+        type='mmattn.SKResNet',
+        init_cfg=dict(checkpoint='checkpoints/sk_resnet101.pth.tar')))
