@@ -52,23 +52,32 @@ class Features(BaseModel):
 
 def train(name, backbone, world, work_dir):
     """The weights before and after a few steps, the same in every process."""
+    accumulate = backbone.pop("accumulate", 1)
     model = Features(backbone).double()
     dataset = Images()
     runner = Runner(
         model,
         work_dir=work_dir,
-        train_dataloader=DataLoader(dataset, 4 // world, sampler=DefaultSampler(dataset, False)),
-        train_cfg=dict(by_epoch=False, max_iters=STEPS),
-        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=1e-4)),
+        train_dataloader=DataLoader(
+            dataset, 4 // world // accumulate, sampler=DefaultSampler(dataset, False)
+        ),
+        train_cfg=dict(by_epoch=False, max_iters=STEPS * accumulate),
+        optim_wrapper=dict(
+            # --auto-scale-lr counts the images of a batch, not those of an update
+            optimizer=dict(type="SGD", lr=0.2 * accumulate, momentum=0.9, weight_decay=1e-4),
+            accumulative_counts=accumulate,
+        ),
         default_hooks=dict(checkpoint=None),
         launcher="pytorch" if world > 1 else "none",
         # mmengine's default wrapper asks for a GPU
         cfg=dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", device_ids=None)),
         randomness=dict(seed=0),  # the Runner draws the initial weights
+        auto_scale_lr=dict(enable=True, base_batch_size=8),  # by 4 / 8, however many processes
         log_level="WARNING",
         experiment_name=name,
     )
     runner.train()
+    assert runner.optim_wrapper.get_lr()["lr"] == [0.1]
     weights = {k: v.clone() for k, v in model.state_dict().items()}
     if world > 1:
         for value in weights.values():
