@@ -7,6 +7,10 @@ by byte.
 
     OUT/train/*.png  OUT/val/*.png  OUT/annotations/train.json  OUT/annotations/val.json
 
+With --folders it is a dataset for classifiers: one shape an image, one folder a class.
+
+    OUT/train/circle/*.png  OUT/val/circle/*.png  ...
+
 Example: python tools/dataset/draw_shapes.py data/shapes --train 400 --val 100
 """
 
@@ -85,14 +89,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--objects",
         nargs=2,
         type=int,
-        default=[1, 6],
         metavar=("MIN", "MAX"),
         help="objects in an image (default: 1 6)",
     )
     parser.add_argument(
+        "--folders", action="store_true", help="one shape an image, in a folder for each class"
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace a dataset that this tool drew before"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.objects is None:
+        args.objects = [1, 1] if args.folders else [1, 6]
+    return args
 
 
 def check(args: argparse.Namespace) -> None:
@@ -110,6 +119,13 @@ def check(args: argparse.Namespace) -> None:
     if len(set(args.classes)) < len(args.classes):
         raise ValueError(f"--classes names a shape twice: {' '.join(args.classes)}")
     low, high = args.objects
+    if args.folders and (low, high) != (1, 1):
+        raise ValueError(f"--folders draws one object an image: leave out --objects {low} {high}")
+    if args.folders and min(args.train, args.val) < len(args.classes):
+        raise ValueError(
+            f"--folders needs an image of each of {len(args.classes)} classes: raise --train or "
+            f"--val, got {args.train} and {args.val}"
+        )
     if not 1 <= low <= high:
         raise ValueError(f"--objects needs 1 <= MIN <= MAX, got {low} {high}")
     if low + high > 5 * large_per_image(args.size):
@@ -284,6 +300,22 @@ def draw_split(folder: Path, split: str, args: argparse.Namespace) -> None:
     (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
 
+def draw_folders(folder: Path, split: str, args: argparse.Namespace) -> None:
+    """One object an image; classes take turns, sizes are dealt as in detection."""
+    part, total = ("train", "val").index(split), getattr(args, split)
+    rng = np.random.default_rng([args.seed, part])
+    dealt = deal_sizes(rng, np.ones(total, int), args.size)
+    for name in args.classes:
+        (folder / split / name).mkdir(parents=True)
+    for index, sizes in enumerate(track(dealt, f"drawing {split}", console=Console(stderr=True))):
+        name = args.classes[index % len(args.classes)]
+        one = argparse.Namespace(**{**vars(args), "classes": [name]})
+        image, _ = draw_image(np.random.default_rng([args.seed, part, index]), sizes, one)
+        file = folder / split / name / f"{index:06d}.png"
+        if not cv2.imwrite(str(file), image, [cv2.IMWRITE_PNG_COMPRESSION, 3]):
+            raise OSError(f"could not write {file}")
+
+
 def drawn_with(folder: Path) -> dict | None:
     """The arguments behind the dataset in a folder, or None if this tool drew none there."""
     try:
@@ -297,6 +329,8 @@ def draw(args: argparse.Namespace) -> str:
     check(args)
     names = ("train", "val", "size", "seed", "classes", "objects")
     stamp = dict(version=VERSION, **{name: getattr(args, name) for name in names})
+    if args.folders:  # a detection dataset's stamp stays what it was
+        stamp["folders"] = True
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         found = drawn_with(args.out)
         if found is None:
@@ -304,7 +338,11 @@ def draw(args: argparse.Namespace) -> str:
         if found == stamp and not args.overwrite:
             return f"{args.out} is there already, drawn with the same arguments"
         if not args.overwrite:
-            other = [f"{k} {found.get(k)} (now {v})" for k, v in stamp.items() if found.get(k) != v]
+            other = [
+                f"{k} {found.get(k)} (now {stamp.get(k)})"
+                for k in {**found, **stamp}
+                if found.get(k) != stamp.get(k)
+            ]
             raise ValueError(
                 f"{args.out} was drawn with other arguments, {', '.join(other)}: "
                 "give --overwrite to replace it, or name another folder"
@@ -314,7 +352,7 @@ def draw(args: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}-") as folder:
         new = Path(folder, "new")
         for split in ("train", "val"):
-            draw_split(new, split, args)
+            (draw_folders if args.folders else draw_split)(new, split, args)
         (new / STAMP).write_text(json.dumps(stamp))
         if args.out.exists():
             os.rename(args.out, Path(folder, "old"))

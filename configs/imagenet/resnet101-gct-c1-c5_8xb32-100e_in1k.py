@@ -1,0 +1,2 @@
+_base_ = './resnet50-gct-c1-c5_8xb32-100e_in1k.py'
+model = dict(backbone=dict(depth=101))

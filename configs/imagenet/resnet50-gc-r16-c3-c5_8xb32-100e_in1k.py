@@ -1,0 +1,8 @@
+_base_ = './_base_/resnet50_8xb32-100e_in1k.py'
+model = dict(
+    backbone=dict(plugins=[
+        dict(
+            cfg=dict(type='mmattn.GC', ratio=16),
+            stages=(False, True, True, True),
+            position='after_conv3')
+    ]))
