@@ -26,6 +26,7 @@ _NAMESPACES = (
     "mmattn.backbones",
     "mmattn.insertion",
     "mmattn.hooks",
+    "mmattn.datasets",
     "mmattn.evaluation",
 )
 

@@ -15,9 +15,10 @@ _stack.require()
 from mmengine.registry import HOOKS as MMENGINE_HOOKS  # noqa: E402
 from mmengine.registry import METRICS as MMENGINE_METRICS  # noqa: E402
 from mmengine.registry import MODELS as MMENGINE_MODELS  # noqa: E402
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS  # noqa: E402
 from mmengine.registry import Registry  # noqa: E402
 
-__all__ = ["HOOKS", "METRICS", "MODELS"]
+__all__ = ["HOOKS", "METRICS", "MODELS", "TRANSFORMS"]
 
 MODELS = Registry(
     "model",
@@ -31,12 +32,23 @@ MODELS = Registry(
         "mmattn.checkpoints.mmengine_loader",  # no model: lets mmengine load .safetensors
     ],
 )
-HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmattn", locations=["mmattn.hooks"])
+HOOKS = Registry(
+    "hook",
+    parent=MMENGINE_HOOKS,
+    scope="mmattn",
+    locations=["mmattn.hooks", "mmattn.datasets.corrupt_images_hook"],
+)
 METRICS = Registry(
     "metric",
     parent=MMENGINE_METRICS,
     scope="mmattn",
     locations=["mmattn.evaluation.coco_size_metric"],
+)
+TRANSFORMS = Registry(
+    "transform",
+    parent=MMENGINE_TRANSFORMS,
+    scope="mmattn",
+    locations=["mmattn.datasets.loading"],
 )
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmattn.evaluation.table import render
-from mmattn.inspection import build, evaluators, hazards, modules, weights
+from mmattn.inspection import build, checkpoint_file, evaluators, hazards, modules, weights
 from mmattn.inspection._console import PreflightError
 from mmattn.inspection.hazards import Finding, Subject, places, start_of
 from mmattn.inspection.modules import Inserted
@@ -90,6 +90,8 @@ def check(cfg, checkpoint: str | None = None, gpus: int | None = None) -> Report
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(0)
         evaluators.check_evaluators(cfg)
+        if isinstance(cfg.get("model"), dict):
+            checkpoint_file.take_backbones(cfg["model"])
         model = build.build_model(cfg)
         load_from = checkpoint or cfg.get("load_from")
         given = weights.sources(model, load_from, bool(cfg.get("resume") and load_from))

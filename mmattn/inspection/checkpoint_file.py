@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mmattn.checkpoints import files
 from mmattn.checkpoints.files import allow_training_state, is_local  # noqa: F401  (for callers)
+from mmattn.inspection import config_file
 from mmattn.inspection._console import PreflightError, warn
 
 HARDLY_ANY = 0.1  # of a model's weights; a checkpoint with fewer of them is for another model
@@ -164,6 +165,32 @@ def check_fit(model, content: dict, path: str, partly: bool = False, prefix: str
                 f"{head}{what} {_some(keys)}; it was trained with other modules: {advice}"
             )
     return Fit(shapes, missing, left_over, reshaped, len(own))
+
+
+def take_backbones(model_cfg) -> list[str]:
+    """Gives ``prefix='backbone.'`` to backbones that start from the file of a whole model.
+
+    So a classifier's checkpoint, or a detector's, goes where a bare backbone's does; mmengine
+    alone would find none of its names. Only local files are looked at.
+
+    Returns:
+        The paths of those files.
+    """
+    whole = []
+    for node in config_file.maps(model_cfg):
+        backbone = node.get("backbone")
+        init_cfg = backbone.get("init_cfg") if isinstance(backbone, dict) else None
+        for one in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
+            if not any(config_file.pretrained(one)) or one.get("prefix"):
+                continue
+            path = one["checkpoint"]
+            if not is_local(path):
+                continue
+            content = read(path, "pretrained checkpoint")
+            if any(name.startswith("backbone.") for name in content.get("state_dict", content)):
+                one["prefix"] = "backbone."
+                whole.append(path)
+    return whole
 
 
 def _prefix_hint(own: dict, shapes: dict) -> str:

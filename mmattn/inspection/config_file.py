@@ -18,6 +18,7 @@ OTHER_KEYS = {
     "activation_checkpointing",
     "auto_scale_lr",
     "compile",
+    "corrupt_images",
     "custom_imports",
     "data_root",
     "efficient_conv_bn_eval",
@@ -55,10 +56,16 @@ def load(name: str, options: dict | None = None):
         config = Config.fromfile(path)
     except (FileNotFoundError, SyntaxError, ImportError) as error:
         reason = " ".join(str(error).split())
+        if "mmpretrain" in reason:
+            _require_mmpretrain(name)
         raise PreflightError(f"config {name} cannot be read: {reason}") from error
+    if config.get("default_scope") == "mmpretrain":
+        _require_mmpretrain(name)
     _drop_own_scope(config._cfg_dict)
     check_options(config, options)
-    root = options.get("data_root", os.environ.get("MMDET_DATASETS"))
+    root = options.get("data_root")
+    if not root and config.get("default_scope", "mmdet") == "mmdet":
+        root = os.environ.get("MMDET_DATASETS")
     if root:
         move_data_root(config, str(root))
         options.pop("data_root", None)
@@ -67,6 +74,18 @@ def load(name: str, options: dict | None = None):
     except (KeyError, TypeError) as error:
         raise PreflightError(f"--cfg-options do not fit config {name}: {error}") from error
     return config
+
+
+def _require_mmpretrain(name: str) -> None:
+    try:
+        found = importlib.util.find_spec("mmpretrain")
+    except ImportError:
+        found = None
+    if found is None:
+        raise PreflightError(
+            f"config {name} is one of a classifier and needs mmpretrain, which is not installed: "
+            "pip install 'mmattn[pretrain]'"
+        )
 
 
 def _drop_own_scope(part: Any) -> None:
@@ -90,6 +109,8 @@ def find(name: str) -> Path:
     if package:
         folders = _config_folders(package)
         if not folders:
+            if package == "mmpretrain":
+                _require_mmpretrain(name)
             raise PreflightError(f"config {name}: no package {package!r} with configs is installed")
         paths = [folder / inner for folder in folders]
     else:
@@ -219,7 +240,9 @@ def pretrained(init_cfg):
     """The checkpoints in an ``init_cfg``, with the prefix of the names that count."""
     for one in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
         if is_pretrained(one) and one.get("checkpoint"):
-            yield one["checkpoint"], one.get("prefix") or ""
+            prefix = one.get("prefix") or ""
+            # mmengine takes it with the dot or without
+            yield one["checkpoint"], prefix and prefix.rstrip(".") + "."
 
 
 def is_pretrained(one) -> bool:

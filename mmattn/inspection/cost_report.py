@@ -7,7 +7,6 @@ import csv
 import inspect
 import json
 import os
-import platform
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,6 +25,7 @@ from mmattn.evaluation.table import NOT_AVAILABLE, render
 from mmattn.inspection import build, modules
 from mmattn.inspection._console import PreflightError
 from mmattn.inspection.cost import Stopwatch, activation_bytes, flops
+from mmattn.inspection.hardware import cpu_name
 
 DETECTOR, BACKBONE = "detector", "backbone"
 
@@ -211,7 +211,7 @@ def compare(
         "width": shape[1],
         "batch": 1,
         "dtype": "float32",
-        "hardware": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        "hardware": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "repeats": repeats,
@@ -219,12 +219,21 @@ def compare(
     return Report(conditions, [row for subject in subjects for row in subject.rows()])
 
 
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def count(config: Mapping, shape: tuple[int, int]) -> dict[str, int]:
+    """Parameters and FLOPs of a config's detector on one image, without those of a plain one.
+
+    Args:
+        config: A whole config (``config_file.load``).
+        shape: Height and width of the image.
+
+    Raises:
+        PreflightError: The model cannot be built, or cannot run on such an image.
+    """
+    subject = _Subject("model", config, shape, pad=True)
+    subject.model.eval()
+    with _explained("model", shape):
+        counted = subject._call(flops, parts={DETECTOR: [""]})
+    return {"params": parameter_count(subject.model)[""], "flops": counted[DETECTOR].total}
 
 
 @contextlib.contextmanager

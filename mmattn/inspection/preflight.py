@@ -15,7 +15,15 @@ import sys
 import warnings
 from pathlib import Path
 
-from mmattn.inspection import attention_option, checkpoint_file, config_file, evaluators
+from mmattn.checkpoints.files import CheckpointError
+from mmattn.datasets import corrupt_images
+from mmattn.inspection import (
+    attention_option,
+    checkpoint_file,
+    class_folders,
+    config_file,
+    evaluators,
+)
 from mmattn.inspection._console import PreflightError, is_first_process, say, warn
 
 __all__ = [
@@ -50,6 +58,9 @@ def guard(tool: str, resumable: bool = False):
         yield
     except PreflightError as error:
         _exit(f"{tool}: {error}", 1)
+    except CheckpointError as error:
+        # in whichever process: one that writes its own piece may be the only one without room
+        raise SystemExit(f"{tool}: {error}") from error
     except BaseException as error:
         # Ctrl-C ends the loader's workers too, and PyTorch may report that in its place
         if not (interrupted or isinstance(error, KeyboardInterrupt)):
@@ -92,12 +103,13 @@ def training_config(args):
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.loss_scale = "dynamic"
     if args.auto_scale_lr:
-        if not {"enable", "base_batch_size"} <= set(cfg.get("auto_scale_lr") or {}):
+        if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
             raise PreflightError(
-                "--auto-scale-lr needs auto_scale_lr=dict(enable=..., base_batch_size=...) in the "
+                "--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the "
                 f"config, got {cfg.get('auto_scale_lr')}"
             )
         cfg.auto_scale_lr.enable = True
+    _go_on_exactly(cfg)
     content = None
     if args.resume == "auto" or (
         cfg.get("resume") and not args.resume and not cfg.get("load_from")
@@ -113,8 +125,30 @@ def training_config(args):
         say(f"training was complete already: {cfg.load_from}")
         return None
     check_data(cfg, ("train", "val"))
+    for path in checkpoint_file.take_backbones(cfg.model):
+        say(f"backbone: that of the whole model in {path}")
     _check_pretrained(cfg.model)
     return cfg
+
+
+def _go_on_exactly(cfg) -> None:
+    """Gives a training the hooks with which it survives being killed, if its config has no others.
+
+    ``type='mmengine.CheckpointHook'`` and ``dict(type='mmattn.ResumeExactlyHook', enabled=False)``
+    say otherwise.
+    """
+    from mmengine.hooks import CheckpointHook
+
+    hooks = dict(cfg.get("default_hooks") or {})
+    checkpoint = hooks.get("checkpoint", dict(type="CheckpointHook", interval=1))
+    usual = ("CheckpointHook", "mmengine.hooks.CheckpointHook", CheckpointHook)
+    if checkpoint is not None and checkpoint.get("type") in usual:
+        hooks["checkpoint"] = dict(checkpoint, type="mmattn.SafeCheckpointHook")
+        cfg.default_hooks = hooks
+    custom = list(cfg.get("custom_hooks") or [])
+    types = [hook.get("type") for hook in custom if isinstance(hook, dict)]
+    if not any(getattr(t, "__name__", str(t)).endswith("ResumeExactlyHook") for t in types):
+        cfg.custom_hooks = [*custom, dict(type="mmattn.ResumeExactlyHook")]
 
 
 def _resume_latest(cfg) -> dict | None:
@@ -151,6 +185,8 @@ def testing_config(args):
         checkpoint_file.read(args.checkpoint)
     check_data(cfg, ("test",))
     if args.show or args.show_dir:
+        if _is_classifier(cfg):
+            raise PreflightError("--show and --show-dir draw detections: leave them out")
         from mmdet.engine.hooks.utils import trigger_visualization_hook
 
         if "visualization" not in cfg.get("default_hooks", {}):
@@ -160,8 +196,17 @@ def testing_config(args):
             )
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
+        if _is_classifier(cfg) and "tta_model" not in cfg:
+            raise PreflightError(
+                "--tta needs tta_model and tta_pipeline in the config of a classifier: add "
+                "tta_model=dict(type='AverageClsScoreTTA') and a pipeline with TestTimeAug"
+            )
         _test_time_augmentation(cfg)
     return cfg
+
+
+def _is_classifier(cfg) -> bool:
+    return cfg.get("default_scope") in ("mmpretrain", "mmcls")
 
 
 def _test_time_augmentation(cfg) -> None:
@@ -196,20 +241,25 @@ def _common_config(args):
         cfg.work_dir = os.path.join("./work_dirs", Path(cfg.filename).stem + wish)
     if args.attention is not None:
         attention_option.apply(cfg, args.attention)
+    corrupt_images.apply(cfg)
     return cfg
 
 
 def check_data(cfg, splits: tuple[str, ...]) -> None:
     """Raises PreflightError for the first annotation file or image folder that is not there.
 
-    Only local files are looked for: a ``backend_args`` or a URL says that data are elsewhere.
+    So do class folders that do not fit the model. Only local files are looked for: a
+    ``backend_args`` or a URL says that data are elsewhere.
     """
+    datasets = []
     for split in splits:
         loader = cfg.get(f"{split}_dataloader")
         for dataset in config_file.maps((loader or {}).get("dataset")):
             _check_dataset(dataset, f"{split}_dataloader")
+            datasets.append((f"{split}_dataloader", dataset))
         for metric in config_file.maps(cfg.get(f"{split}_evaluator")):
             _check_path(metric, metric.get("ann_file"), "annotation file", f"{split}_evaluator")
+    class_folders.check(cfg, datasets)
 
 
 def _check_dataset(dataset, owner: str) -> None:
@@ -221,6 +271,7 @@ def _check_dataset(dataset, owner: str) -> None:
     for prefix in prefixes.values() if isinstance(prefixes, dict) else ():
         if isinstance(prefix, str):
             _check_path(dataset, os.path.join(root, prefix), "image folder", owner, root)
+    _check_path(dataset, class_folders.folder(dataset), "image folder", owner, root)
 
 
 def _check_path(node, path, what: str, owner: str, root: str = "") -> None:
@@ -311,6 +362,18 @@ def _build_runner(cfg):
 
     checkpoint_file.allow_training_state()
     check_types(cfg.model)
+    kind = (cfg.get("strategy") or {}).get("type", "")
+    if str(getattr(kind, "__name__", kind)).endswith("FSDPStrategy"):
+        if not torch.cuda.is_available():
+            raise PreflightError(
+                "strategy=dict(type='FSDPStrategy') needs GPUs, and PyTorch finds none: leave out "
+                "strategy and runner_type"
+            )
+        if cfg.get("launcher", "none") == "none":
+            raise PreflightError(
+                "strategy=dict(type='FSDPStrategy') needs a --launcher: start the training with "
+                "tools/dist_train.sh or tools/slurm_train.sh"
+            )
     setup_cache_size_limit_of_dynamo()
     if cfg.get("launcher") == "pytorch" and not torch.cuda.is_available():
         # mmengine takes every process for one of a GPU, unless the group is there already
@@ -319,9 +382,21 @@ def _build_runner(cfg):
         wrapper = dict(type="MMDistributedDataParallel", broadcast_buffers=False)
         cfg.setdefault("model_wrapper_cfg", dict(wrapper, find_unused_parameters=unused))
         cfg.model_wrapper_cfg.setdefault("device_ids", None)
+        _strategy_on_cpu(cfg)
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else ConsoleRunner.from_cfg(cfg)
+    if isinstance(runner.model, dict):  # a FlexibleRunner builds it when it trains
+        runner.model = runner.strategy.build_model(runner.model)
     runner.message_hub.update_info("mmattn/config", str(cfg.filename), resumed=False)
     return runner
+
+
+def _strategy_on_cpu(cfg) -> None:
+    """The wrapper of a FlexibleRunner's model, without a GPU."""
+    strategy = cfg.get("strategy") or dict(type="DDPStrategy")
+    kind = getattr(strategy["type"], "__name__", strategy["type"]).rpartition(".")[2]
+    if cfg.get("runner_type") and kind == "DDPStrategy":
+        wrapper = dict(type="MMDistributedDataParallel", broadcast_buffers=False, device_ids=None)
+        cfg.strategy = dict(strategy, model_wrapper=wrapper | (strategy.get("model_wrapper") or {}))
 
 
 def check_hooks(runner) -> None:
@@ -384,6 +459,8 @@ def report(runner, sources: list) -> None:
 
 
 def _check_optimizer(runner, content: dict, path: str) -> None:
+    if not hasattr(runner, "build_optim_wrapper"):
+        return  # a FlexibleRunner, which builds it when the model is sharded
     # the one that runner.train() will use
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     saved = content.get("optimizer", {}).get("param_groups")
