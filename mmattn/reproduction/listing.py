@@ -1,0 +1,57 @@
+"""What the console shows of tables and runs."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table as Grid
+
+from mmattn.evaluation.table import render
+from mmattn.reproduction import status
+from mmattn.reproduction import table as tables
+from mmattn.reproduction.plan import Plan
+
+
+def shipped() -> str:
+    """The tables that come with mmattn."""
+    grid = _grid("table", "rows", "runs", "title")
+    for path in tables.shipped():
+        table = tables.load(path)
+        runs = sum(len(row.seeds) for row in table.rows)
+        grid.add_row(path.stem, str(len(table.rows)), str(runs), table.title)
+    return render(grid)
+
+
+def rows(name: str) -> str:
+    """The rows of a table."""
+    table = tables.load(tables.find(name))
+    grid = _grid("row", "baseline", "seeds", "GPUs", "published AP", "source")
+    for row in table.rows:
+        of = [p for p in row.published if "ap" in p.figures]
+        grid.add_row(
+            row.name,
+            row.baseline or "",
+            ", ".join(map(str, row.seeds)),
+            str(row.gpus or ""),
+            ", ".join(f"{p.figures['ap']:.1f}" for p in of),
+            ", ".join(p.source.key for p in of),
+        )
+    return f"{table.title}\n{table.about}\n\n{render(grid)}"
+
+
+def states(plan: Plan) -> str:
+    """How far each run of a plan is."""
+    grid = _grid("row", "seed", "state", "folder")
+    done = 0
+    for run in plan.runs:
+        state = status.of(run)
+        done += state.kind == "done"
+        # the folder's two last parts do not say what the columns do not
+        grid.add_row(run.row, str(run.seed), state.text, run.folder.name)
+    return f"{done} of {len(plan.runs)} runs done in {plan.folder}\n\n{render(grid)}"
+
+
+def _grid(*columns: str) -> Grid:
+    grid = Grid(box=box.MARKDOWN)
+    for name in columns:
+        grid.add_column(name, no_wrap=True)
+    return grid
