@@ -1,5 +1,6 @@
 # make demo [MODULE=sge|se|gc|gct|drconv|none]   train a detector with attention, see its AP by object size
 # make test                               lint and every test; on both OpenMMLab stacks what touches them
+# make docs                               the documentation as a site, in build/site
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -18,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # two test processes on two cores: more threads only wait for each other
 test test-slow: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-slow lint setup clean
+.PHONY: demo test test-slow lint docs setup clean
 
 setup: $(VENV)/.ready
 
@@ -39,7 +40,7 @@ $(UPSTREAM)/.ready: $(VENV)/.ready
 	$(BIN)/python -m pip install -q --no-deps -c $(CONSTRAINTS) --target $(UPSTREAM) mmengine mmcv-lite mmdet
 	@touch $@
 
-DEMO_CONFIG = $(wildcard configs/demo/*_r50w16$(if $(filter none,$(MODULE)),,-$(MODULE)-*)_fpn_*.py)
+DEMO_CONFIG = $(wildcard configs/demo/faster-rcnn_r50w16$(if $(filter none,$(MODULE)),,-$(MODULE)-*)_fpn_*.py)
 DEMO_DIR = work_dirs/demo/$(MODULE)
 # said here, a variable MMDET_DATASETS in the environment does not move it
 DEMO_DATA = data_root=data/shapes/
@@ -61,7 +62,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check --output-format concise
 	$(BIN)/ruff format --check
 
-test: $(VENV)/.ready $(UPSTREAM)/.ready lint
+test: $(VENV)/.ready $(UPSTREAM)/.ready lint docs
 	@echo "== Tests on the OneDL stack"
 	$(PYTEST)
 	@echo "== Tests on the upstream stack"
@@ -70,6 +71,16 @@ test: $(VENV)/.ready $(UPSTREAM)/.ready lint
 test-slow: $(VENV)/.ready $(UPSTREAM)/.ready
 	$(PYTEST) -m slow
 	PYTHONPATH=$(abspath $(UPSTREAM)) $(PYTEST) -m slow
+
+# the tools of the site
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[docs]'
+	@touch $@
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --quiet --strict
+	@echo "the site: build/site/index.html"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info mmattn/.mim .pytest_cache .ruff_cache
