@@ -85,6 +85,24 @@ CONFIGS = {
     "condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py": [FPN, TOWERS],
     "mask2former/mask2former_r50_8xb2-lsj-50e_coco.py": [RESNET],
 }  # fmt: skip
+# where and how it is inserted is as in one of the others
+LIKE_OTHERS = (
+    "retinanet/retinanet_x101",
+    "vfnet/",
+    "ddod/",
+    "foveabox/",
+    "free_anchor/",
+    "conditional_detr/",
+    "dab_detr/",
+    "faster_rcnn/faster-rcnn_r18",
+    "dynamic_rcnn/",
+    "grid_rcnn/",
+    "sabl/",
+    "htc/",
+    "sparse_rcnn/",
+    "condinst/",
+    "mask2former/",
+)
 
 
 @contextlib.contextmanager
@@ -106,17 +124,18 @@ def build(config):
     cfg = config_file.load(f"mmdet::{config}", {}).model
     # a thousand boxes would take most of the time, and a small image has no 900 candidates
     if (cfg.get("test_cfg") or {}).get("rpn"):
-        cfg.test_cfg.rpn.max_per_img = 20
+        cfg.test_cfg.rpn.max_per_img = 5
     if "num_queries" in cfg:
         cfg.num_queries = 20
     with without_initial_values():
         model = MODELS.build(cfg)
     torch.manual_seed(0)
+    values = torch.empty(1 << 20).uniform_(-1, 1)  # once more in larger parameters: soon drawn
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            nn.init.uniform_(
-                parameter, -(parameter[0].numel() ** -0.5), parameter[0].numel() ** -0.5
-            )
+            times = -(-parameter.numel() // len(values))
+            few = values.repeat(times)[: parameter.numel()].view_as(parameter)
+            parameter.data = few / parameter[0].numel() ** 0.5
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and module.bias is not None:
             nn.init.uniform_(module.bias, -0.1, 0.1)
@@ -124,7 +143,7 @@ def build(config):
 
 
 def outputs(model):
-    size = (128, 128)
+    size = (64, 64)
     sizes = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size)
     sample = DetDataSample(metainfo=dict(sizes, scale_factor=(1.0, 1.0)))
     sample.gt_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
@@ -145,10 +164,15 @@ def tensors(value):
             yield from tensors(item)
 
 
+def marks(i, config):
+    if config.startswith(LIKE_OTHERS):
+        yield pytest.mark.slow
+    elif i % 3:  # every third on both stacks
+        yield pytest.mark.once
+
+
 @pytest.mark.parametrize(
-    "config",
-    # every third on both stacks
-    [pytest.param(c, marks=[pytest.mark.once] * bool(i % 3)) for i, c in enumerate(CONFIGS)],
+    "config", [pytest.param(c, marks=[*marks(i, c)]) for i, c in enumerate(CONFIGS)]
 )
 def test_identity(config):
     model = build(config)
@@ -167,14 +191,12 @@ def test_identity(config):
     new = {f"{i.name}.{key}" for i in inserted for key in i.module.state_dict()}
     assert [key for key in model.state_dict() if key not in new] == keys
 
+    calls = []
+    for one in inserted:
+        one.module.register_forward_hook(lambda *_, name=one.name: calls.append(name))
     after = outputs(model)
     assert len(after) == len(before)
     for actual, expected in zip(after, before, strict=True):
         assert torch.equal(actual, expected)
-
     # and they are in the path of the computation
-    calls = []
-    for one in inserted:
-        one.module.register_forward_hook(lambda *_, name=one.name: calls.append(name))
-    outputs(model)
     assert set(calls) == {one.name for one in inserted}

@@ -20,7 +20,11 @@ def python(code, *options, path=None):
     )
 
 
-@pytest.mark.parametrize("module", ["mmattn", "mmattn.evaluation", "mmattn.compat"])
+# what reads data sets answers at once
+DATASETS = ", ".join(f"mmattn.datasets.{name}" for name in ("check", "subset", "stats", "voc"))
+
+
+@pytest.mark.parametrize("module", ["mmattn", "mmattn.evaluation", "mmattn.compat", DATASETS])
 def test_import_is_light(module):
     done = python(
         f"import {module}, sys\n"
@@ -32,7 +36,12 @@ def test_import_is_light(module):
 
 def test_public_names():
     done = python(
-        "import mmattn\n"
+        "import mmattn, mmcv.cnn\n"
+        # by its name in a config; it inherits mmdet's, so mmcv's operators are needed
+        "from mmengine.registry import METRICS\n"
+        "metric = METRICS.get('mmattn.CocoSizeMetric')\n"
+        "assert metric.__name__ == 'CocoSizeMetric'\n"
+        "assert metric is mmattn.CocoSizeMetric\n"
         "print(mmattn.SGE, mmattn.GCTConv2d, mmattn.CocoSizeMetric)\n"
         "print(mmattn.ops.sge, mmattn.__version__)\n"
         "assert {'SGE', 'GCTConv2d', 'CocoSizeMetric'} <= set(dir(mmattn))\n"

@@ -70,13 +70,3 @@ def test_in_mmdet():
     ]  # fmt: skip
     configs.append(dict(conv_cfg=dict(type="mmattn.GCTConv2d")))
     assert run(DETECTION.format(configs=configs)) == [*names, "GCT GCTConv2d"]
-
-
-def test_metric():
-    code = """
-import mmcv.cnn
-from mmengine.registry import METRICS
-print(METRICS.get('mmattn.CocoSizeMetric').__name__)
-"""
-    # the metric inherits mmdet's, so mmcv's operators are needed
-    assert run("import mmattn" + code)[-1] == "CocoSizeMetric"

@@ -1,8 +1,6 @@
 """DRShuffleNetV2 against torchvision's network, and its blocks against plain float64 loops."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -129,20 +127,33 @@ def test_out_indices_choose_among_the_maps(out_indices):
 # DRConv in it
 
 
+WITH_HEAD = dict(drconv=dict(), num_classes=1000, norm_eval=False)
+
+
+@pytest.mark.once
 @every_width
 @both_modes
-def test_with_drconv_plain_weights_compute_the_plain_network(width, training, tmp_path):
+def test_with_drconv_plain_weights_compute_the_plain_network(width, training):
     theirs = torchvisions(width).double()
+    net = DRShuffleNetV2(width, **WITH_HEAD).double()
+    net.load_state_dict(theirs.state_dict())  # strict
+    assert_computes_the_plain_network([net], theirs, training)
+
+
+@both_modes
+def test_with_drconv_plain_weights_are_loaded_by_mmengine(training, tmp_path):
+    theirs = torchvisions(0.5).double()
     path = str(tmp_path / "plain.pth")
     torch.save(theirs.state_dict(), path)
-    arguments = dict(drconv=dict(), num_classes=1000, norm_eval=False)
-    nets = [DRShuffleNetV2(width, **arguments).double() for _ in range(2)]
-    nets[0].load_state_dict(theirs.state_dict())  # strict
-    load_checkpoint(nets[1], path, strict=True)
     pretrained = dict(type="Pretrained", checkpoint=path)
-    nets.append(DRShuffleNetV2(width, **arguments, init_cfg=pretrained).double())
-    nets[2].init_weights()
+    loaded = DRShuffleNetV2(0.5, **WITH_HEAD).double()
+    load_checkpoint(loaded, path, strict=True)
+    initialised = DRShuffleNetV2(0.5, **WITH_HEAD, init_cfg=pretrained).double()
+    initialised.init_weights()
+    assert_computes_the_plain_network([loaded, initialised], theirs, training)
 
+
+def assert_computes_the_plain_network(nets, theirs, training):
     x = images(2, 3, 96, 64, dtype=torch.float64)
     expected = theirs.train(training)(x)
     for net in nets:
@@ -495,16 +506,9 @@ def test_errors_say_what_to_do(arguments, error, message):
 # in a detector
 
 
-def test_it_is_found_by_its_scoped_name():
+def test_it_is_found_by_its_name():
+    """By its scoped one in a new process: tests/backbones/test_sk_resnet.py."""
     assert MODELS.get("DRShuffleNetV2") is DRShuffleNetV2
-    code = (
-        "import mmattn, mmdet.models\n"
-        "from mmdet.registry import MODELS\n"
-        "net = MODELS.build(dict(type='mmattn.DRShuffleNetV2', drconv=dict()))\n"
-        "print(type(net) is mmattn.DRShuffleNetV2)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split()[-1:] == ["True"], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -389,7 +389,7 @@ def test_errors_say_what_to_do(arguments, error, message):
         SKResNet(**dict(depth=50) | arguments)
 
 
-def test_it_is_found_by_its_scoped_name_and_imports_mmdet_only_then():
+def test_the_backbones_are_found_by_their_scoped_names_and_import_mmdet_only_then():
     code = (
         "import sys, mmattn\n"
         "from mmengine.registry import MODELS\n"
@@ -399,11 +399,14 @@ def test_it_is_found_by_its_scoped_name_and_imports_mmdet_only_then():
         "print(type(net) is mmattn.SKResNet is mmattn.backbones.SKResNet)\n"
         "print(MODELS.get('mmattn.SKResNet') is mmattn.SKResNet)\n"
         "try:\n    MODELS.build(dict(type='mmattn.SKResNet', depth=18))\n"
-        "except ValueError as error:\n    print(error)"
+        "except ValueError as error:\n    print(error)\n"
+        "from mmdet.registry import MODELS\n"
+        "net = MODELS.build(dict(type='mmattn.DRShuffleNetV2', drconv=dict()))\n"
+        "print(type(net) is mmattn.DRShuffleNetV2)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    lines = done.stdout.splitlines()[-3:]
-    assert lines[:2] == ["True", "True"], done.stderr
+    lines = done.stdout.splitlines()[-4:]
+    assert [*lines[:2], *lines[3:]] == ["True"] * 3, done.stderr
     assert "SKResNet expects depth" in lines[2]
 
 

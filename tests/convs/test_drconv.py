@@ -339,9 +339,11 @@ def test_copies_compute_the_same(generator):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@each_generator
-@pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize(
+    ("generator", "kernel", "dynamo"),
+    # every two values meet
+    [(g, (1, 3)[(i + d) % 2], bool(d)) for i, g in enumerate(GENERATORS) for d in range(2)],
+)
 def test_onnx(generator, kernel, dynamo, tmp_path):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")

@@ -5,20 +5,21 @@ import csv
 import functools
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from mmdet.models import FasterRCNN
+from mmdet.models.backbones.resnet import Bottleneck, ResNet
 from mmengine.config import ConfigDict
 from torch import nn
 
 import mmattn
+from mmattn.backbones.sk_resnet import SKBottleneck, SKResNet
 from mmattn.inspection import build, config_file, modules
 from mmattn.inspection._console import PreflightError
 from mmattn.inspection.cost_report import compare, plain_model
+from tests import config_files
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = "mmattn::demo/faster-rcnn_r50w16_fpn_600it_shapes.py"
 SIZE = (64, 90)  # padded to 64x96
 
@@ -30,7 +31,7 @@ def load(name):
 
 # one detector for each of the backbones that the names tell: reading a config takes its time
 ALL = {}
-for _path in sorted(p for p in CONFIGS.rglob("*.py") if "_base_" not in p.parts):
+for _path in [*config_files.cover(config_files.COCO), *config_files.DEMO]:
     ALL.setdefault(_path.stem.split("_")[1], _path)
 
 
@@ -81,7 +82,9 @@ def test_the_plain_model_is_the_model_without_the_modules(path):
         }
 
     assert common(own) == common(plain)
+    of_sk = {SKResNet: ResNet, SKBottleneck: Bottleneck}
     own_types = [type(part) for name, part in own.named_modules() if not name.startswith(new)]
+    own_types = [of_sk.get(kind, kind) for kind in own_types]
     plain_types = [type(part) for name, part in plain.named_modules() if not name.startswith(new)]
     assert [t for t in own_types if t is not nn.Conv2d] == [
         t for t in plain_types if t is not nn.Conv2d

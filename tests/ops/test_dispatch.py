@@ -21,6 +21,7 @@ from mmattn.ops import _backend, use_backend
 from mmattn.ops._operator import Operator
 from tests.operators import (
     FIRST,
+    FIRST_MODULES,
     MODULES,
     OPERATORS,
     build_module,
@@ -186,10 +187,11 @@ def test_a_threshold_of_another_operator_does_not_count(name, variant, monkeypat
 
 def test_auto_on_a_cpu_never_imports_triton():
     code = """
-import sys, torch
+import os, sys, torch
 from mmattn.ops._operator import _OPERATORS
 import mmattn.ops
 before = "triton" in sys.modules  # PyTorch itself may
+assert mmattn.ops.get_backend() == os.environ["MMATTN_BACKEND"]
 x = torch.randn(2, 16, 64, 64, requires_grad=True)
 mmattn.ops.sge(x, torch.ones(1, 4, 1, 1), torch.ones(1, 4, 1, 1), 4).sum().backward()
 ones = torch.ones(1, 16, 1, 1)
@@ -508,7 +510,12 @@ def test_gradients_in_batches(name, variant, backend):
     assert_close(found, each, TOLERANCE[dtype])
 
 
-@every_module
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    # each tracing takes seconds, and follows the operator, not its options
+    [pytest.param(*m, marks=[pytest.mark.slow] * (m not in FIRST_MODULES)) for m in MODULES],
+    ids=[": ".join(m) for m in MODULES],
+)
 def test_compiled_autograd(name, variant, monkeypatch):
     """A compiler that follows the backward pass takes no other kernels than the forward did."""
     from torch._dynamo import compiled_autograd

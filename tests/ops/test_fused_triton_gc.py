@@ -1,10 +1,5 @@
 """The Triton kernels of gc, on a GPU or in Triton's interpreter, against float64."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 
@@ -30,6 +25,8 @@ BOTH = "add, mul, gate scale"
 every_variant = pytest.mark.parametrize("variant", VARIANTS["gc"])
 every_format = pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST], ids=str)
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+A_TILE, MANY = "a tile a program", "many tiles a program"
+FIRST = torch.contiguous_format
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +34,10 @@ def unwritten_is_nan(monkeypatch):
     fill_with_nan(monkeypatch)
 
 
-@pytest.fixture(params=["a tile a program", "many tiles a program"])
+@pytest.fixture
 def sweep(request, monkeypatch):
     """What small maps are to 132 multiprocessors, and large ones."""
-    if request.param == "many tiles a program":
+    if request.param == MANY:
         monkeypatch.setattr(kernels, "_MULTIPROCESSORS", 1)
     return request.param
 
@@ -90,9 +87,19 @@ def test_one_pixel(variant):
     check(draw(variant, (3, 8, 1, 1)))
 
 
+def pairs(names, *rows):
+    """Every two values meet; the interpreter is too slow for every three."""
+    return pytest.mark.parametrize(names, rows, ids=str, indirect=["sweep"])
+
+
 @runs
-@every_format
-@pytest.mark.parametrize("variant", [BOTH, "mul, mean, gate scale"])
+@pairs(
+    ("sweep", "memory_format", "variant"),
+    (A_TILE, FIRST, BOTH),
+    (A_TILE, LAST, "mul, mean, gate scale"),
+    (MANY, FIRST, "mul, mean, gate scale"),
+    (MANY, LAST, BOTH),
+)
 def test_many_tiles(variant, memory_format, sweep):
     """Of a few channels by many pixels; of many by a few, with blocks of hidden values."""
     check(draw(variant, (1, 8, 20, 27), memory_format=memory_format))
@@ -107,7 +114,7 @@ def test_half_precision(variant):
 
 
 @runs
-@every_format
+@pairs(("sweep", "memory_format"), (A_TILE, LAST), (MANY, FIRST))
 def test_many_tiles_in_half_precision(memory_format, sweep):
     check(draw(BOTH, (1, 260, 5, 10), torch.bfloat16, memory_format))
 
@@ -141,16 +148,21 @@ def test_a_hidden_layer_wider_than_the_map():
 
 
 @runs
-@every_format
-def test_large_logits(memory_format, sweep):
+@pairs(
+    ("sweep", "memory_format", "sign"),
+    (A_TILE, FIRST, 1),
+    (A_TILE, LAST, -1),
+    (MANY, FIRST, -1),
+    (MANY, LAST, 1),
+)
+def test_large_logits(memory_format, sweep, sign):
     """Exponentials are taken of differences to the largest logit, whichever tile has it."""
-    for sign in (1, -1):
-        inputs = draw("add", (1, 260, 5, 10), memory_format=memory_format)
-        weight = inputs.tensors[0] / inputs.tensors[0].square().sum()
-        # logits rise, or fall, by more from tile to tile than an exponential can hold
-        ramp = sign * torch.linspace(-200, 200, 50, device=DEVICE).view(1, 1, 5, 10)
-        inputs.x.mul_(0.1).add_(ramp * weight)
-        check(inputs, maps=1e-4, sums=2e-3)
+    inputs = draw("add", (1, 260, 5, 10), memory_format=memory_format)
+    weight = inputs.tensors[0] / inputs.tensors[0].square().sum()
+    # logits rise, or fall, by more from tile to tile than an exponential can hold
+    ramp = sign * torch.linspace(-200, 200, 50, device=DEVICE).view(1, 1, 5, 10)
+    inputs.x.mul_(0.1).add_(ramp * weight)
+    check(inputs, maps=1e-4, sums=2e-3)
 
 
 @runs
@@ -277,7 +289,7 @@ def test_only_what_is_needed(variant):
 
 
 @runs
-@every_format
+@pairs(("sweep", "memory_format"), (A_TILE, FIRST), (MANY, LAST))
 def test_repeats_bit_for_bit(memory_format, sweep):
     inputs = draw(BOTH, (1, 70, 9, 13), memory_format=memory_format)
     for a, b in zip(compute(inputs), compute(inputs), strict=True):
@@ -352,6 +364,7 @@ def test_tiles(channels, dtype, memory_format):
         assert len(seen) <= {1: 1, 4: 3, 8: 4}[alignments]
 
 
+# what test_kernels_compile.py runs
 COMPILE = """
 import sys
 
@@ -424,17 +437,3 @@ call((2, 256, 20, 32), torch.bfloat16, torch.channels_last, True, True)
 for i, (kernel, args, constants) in enumerate(launched):
     compile(90 if i % 2 else 80, kernel, args, constants)
 """
-
-
-def test_kernels_compile(tmp_path):
-    """Triton's compiler, which brings all it needs, takes what the interpreter tolerates."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    script = tmp_path / "compile_kernels.py"  # Triton reads the source of what it compiles
-    script.write_text(textwrap.dedent(COMPILE))
-    process = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=300
-    )
-    if process.stderr.startswith("skip:"):
-        pytest.skip(process.stderr)
-    assert process.returncode == 0, process.stderr

@@ -69,6 +69,7 @@ def test_gradients_only_for_what_asks():
 
 
 @pytest.mark.parametrize("variant", [L2, POSITIVE])
+@pytest.mark.slow  # test_dispatch.py compiles the first variant
 def test_compiled(variant, monkeypatch):
     kernels.check_compiled(monkeypatch, "gct", variant)
 

@@ -104,6 +104,7 @@ def test_gradients_only_for_what_asks(variant):
 
 
 @every_variant
+@pytest.mark.slow  # test_dispatch.py compiles the first variant
 def test_compiled(variant, monkeypatch):
     kernels.check_compiled(monkeypatch, "se", variant)
 

@@ -1,10 +1,6 @@
 """The Triton kernels of sge, on a GPU or in Triton's interpreter, against float64."""
 
 import itertools
-import os
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
@@ -55,6 +51,22 @@ def form(request, monkeypatch):
     for name, value in FORMS[request.param].items():
         monkeypatch.setattr(kernels, name, value)
     return request.param
+
+
+# the same and both orders of memory, so that every two values meet in half of the runs
+FORMATS = [torch.contiguous_format, LAST]
+
+
+def in_turn(names, firsts, forms=("a group a program", "split", "wide")):
+    """Every first value with every form, and each of them in both orders of memory."""
+    rows = [
+        (first, FORMATS[(i + j) % 2], form)
+        for i, first in enumerate(firsts)
+        for j, form in enumerate(forms)
+    ]
+    return pytest.mark.parametrize(
+        (*names, "memory_format", "form"), rows, indirect=["form"], ids=str
+    )
 
 
 every_form = pytest.mark.parametrize("form", ["a group a program", "split", "wide"], indirect=True)
@@ -142,9 +154,7 @@ CASES = {
 
 
 @runs
-@every_form
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST], ids=str)
-@pytest.mark.parametrize("name", CASES)
+@in_turn(["name"], CASES)
 def test_values(name, memory_format, form):
     Case(**CASES[name], memory_format=memory_format).check()
 
@@ -163,9 +173,7 @@ def test_several_tiles(memory_format, form):
 
 
 @runs
-@every_form
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@in_turn(["dtype"], [torch.float16, torch.bfloat16])
 def test_half_precision(dtype, memory_format, form):
     # 24 bytes a group and pixel: dz and that are kept; of 12 x is read again
     Case((1, 24, 3, 7), dtype=dtype, memory_format=memory_format).check()
@@ -388,6 +396,7 @@ def test_splits_cover_the_pixels(groups, memory_format):
         assert programs <= 2 * kernels._PROGRAMS or splits == 1
 
 
+# what test_kernels_compile.py runs
 COMPILE = """
 import re
 import sys
@@ -458,17 +467,3 @@ assert len(launched) == 5 + 4 + 2 + 2 + 6, len(launched)
 for kernel, args, constants in launched:
     check(kernel, args, constants)
 """
-
-
-def test_kernels_compile(tmp_path):
-    """Triton's compiler, which brings all it needs, takes what the interpreter tolerates."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    script = tmp_path / "compile_kernels.py"  # Triton reads the source of what it compiles
-    script.write_text(textwrap.dedent(COMPILE))
-    process = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=300
-    )
-    if process.stderr.startswith("skip:"):
-        pytest.skip(process.stderr)
-    assert process.returncode == 0, process.stderr

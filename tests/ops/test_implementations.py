@@ -8,6 +8,8 @@ import torch
 
 from mmattn.ops import _backend, _chunks, use_backend
 from tests.operators import (
+    CASES,
+    FIRST,
     OPERATORS,
     VARIANTS,
     draw_inputs,
@@ -113,8 +115,11 @@ def test_chunks(name, variant, chunk, eager, monkeypatch):
             compare(run(OPERATORS[name], inputs), reference(name, inputs), torch.float64, what)
 
 
-@every_case
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "variant", "dtype"),
+    [(*case, torch.float32) for case in CASES] + [(*case, torch.bfloat16) for case in FIRST],
+    ids=str,
+)
 def test_a_map_of_several_chunks(name, variant, dtype):
     """As it is used: a map that 'auto' gives to eager, in chunks of their real size."""
     rows = _chunks.CHUNK * 3 // 2 // (32 * 121 * dtype.itemsize)

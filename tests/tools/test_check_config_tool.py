@@ -46,6 +46,7 @@ def frozen(tmp_path):
     return path
 
 
+@pytest.mark.once  # in this process, on both stacks: the tests below
 def test_a_config_as_a_user_checks_it(tmp_path):
     """In a process of its own, in an empty folder, that it leaves empty."""
     command = [sys.executable, TOOLS / "check_config.py", DEMO, "--strict"]

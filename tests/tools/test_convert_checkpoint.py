@@ -63,6 +63,7 @@ def refused(argv, said, capsys, status=1):
     assert sorted(os.listdir()) == before
 
 
+@pytest.mark.once  # in this process, on both stacks: the tests below
 def test_from_the_command_line(folder, weights):
     """The whole way, into a file of the other format."""
     done = subprocess.run(
