@@ -18,8 +18,8 @@ from made_detectors import PLAIN, detections, ground_truth
 
 from mmattn.evaluation import compare, evaluate
 from mmattn.evaluation.statistics import holm
-from mmattn.reproduction.report import _picture_line as picture_line
 from mmattn.reproduction.report import write_report
+from mmattn.reproduction.report.pictures import _picture_line as picture_line
 
 TRUTH = ground_truth(images=24)
 for annotation in TRUTH["annotations"]:
@@ -176,7 +176,7 @@ def write(tables, results, out, **options):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Drawing takes most of the time."""
-    monkeypatch.setattr("mmattn.reproduction.report._pictures", lambda report: [])
+    monkeypatch.setattr("mmattn.reproduction.report.pictures_of", lambda report: [])
 
 
 @pytest.fixture(scope="module")
@@ -511,7 +511,7 @@ def test_masks(tmp_path, undrawn):
 
 
 def test_boxes_without_predictions_are_not_drawn_against_the_baseline(tmp_path, undrawn):
-    from mmattn.reproduction import report_pictures
+    from mmattn.reproduction.report import pictures as report_pictures
 
     made = Results(tmp_path / "runs")
     made.add("plain", masks=True)
@@ -519,7 +519,7 @@ def test_boxes_without_predictions_are_not_drawn_against_the_baseline(tmp_path, 
     lost.unlink()
     report = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmattn.reproduction.report._pictures", lambda x: report.append(x) or [])
+        patch.setattr("mmattn.reproduction.report.pictures_of", lambda x: report.append(x) or [])
         written = write(PAIR, made, tmp_path / "out")
     row = written.page.row("differences", "sge")
     assert row[2:6] == [""] * 4
@@ -652,7 +652,7 @@ def test_images_where_a_row_differs(tmp_path, undrawn):
 
 
 def lines(**more):
-    from mmattn.reproduction.report_pictures import Line
+    from mmattn.reproduction.report.pictures import Line
 
     def difference(value):
         return SimpleNamespace(value=value, low=value - 0.01, high=value + 0.02, p=0.1)
@@ -669,7 +669,7 @@ def lines(**more):
 
 
 def test_panels_that_are_compared_have_one_scale():
-    from mmattn.reproduction import report_pictures as pictures
+    from mmattn.reproduction.report import pictures
 
     labels = ["plain", "SE", "SGE"]
     gains = pictures.plot_gains(list(lines()), labels, 0.95).axes
@@ -685,7 +685,7 @@ def test_panels_that_are_compared_have_one_scale():
 
 
 def test_a_method_has_one_colour_and_a_group_its_number():
-    from mmattn.reproduction import report_pictures as pictures
+    from mmattn.reproduction.report import pictures
 
     axes = pictures.plot_cost(list(lines()), ["plain", "SE", "SGE"], 0.95).axes
     assert [x.get_xlabel() for x in axes] == ["parameters added, %", "FLOPs added, %"]
@@ -697,7 +697,7 @@ def test_a_method_has_one_colour_and_a_group_its_number():
 
 
 def test_reported_gains_stand_beside_ours():
-    from mmattn.reproduction import report_pictures as pictures
+    from mmattn.reproduction.report import pictures
 
     (axes,) = pictures.plot_reported(list(lines()), ["SE", "SGE"], 0.95).axes
     grey = [x for x in axes.lines if x.get_markerfacecolor() == "#c8c8c8"]
@@ -709,8 +709,8 @@ def test_reported_gains_stand_beside_ours():
 
 def test_bold_and_the_answer_go_by_the_corrected_p(results, tmp_path, monkeypatch):
     report = []
-    monkeypatch.setattr("mmattn.reproduction.report._pictures", lambda x: report.append(x) or [])
-    monkeypatch.setattr("mmattn.reproduction.report.holm", lambda p: np.full(len(p), 0.06))
+    monkeypatch.setattr("mmattn.reproduction.report.pictures_of", lambda x: report.append(x) or [])
+    monkeypatch.setattr("mmattn.reproduction.report.gather.holm", lambda p: np.full(len(p), 0.06))
     written = write(DEMO, results, tmp_path)
     small = written.rows["sge"]["differences"]["bbox"]["sizes"]["small"]["AP"]
     assert small["p"] <= 0.05

@@ -8,9 +8,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from mmattn.reproduction.report.rows import LEVEL, Entry, Gathered, pairs
+from mmattn.reproduction.report.tables import gains_of, time_ratio
+
+if TYPE_CHECKING:
+    pass
+
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -76,7 +84,7 @@ def plot_gains(lines: Sequence[Line], labels: Sequence[str], level: float) -> Fi
                 x = line.differences.get(size)
                 plots._interval(axes, x, y, looks[line.label])
                 ends += [100 * plots._number(end) for end in (x.value, x.low, x.high)]
-            _signed(axes)
+            _signed_axis(axes)
         plots._span(panels, ends, 0.5)
         plots._finish(
             figure,
@@ -171,7 +179,7 @@ def plot_reported(lines: Sequence[Line], labels: Sequence[str], level: float) ->
             axes.plot(gain, y - 0.2, "D", markersize=5, color=_INK, markerfacecolor="#c8c8c8")
             ends += [gain, *(100 * plots._number(x) for x in (ours.value, ours.low, ours.high))]
         axes.set_xlabel("gain over the own baseline, points (%)")
-        _signed(axes, 10)
+        _signed_axis(axes, 10)
         plots._span([axes], ends, 0.5)
         grey = dict(color=_INK, markersize=5, linewidth=0)
         plots._finish(
@@ -236,7 +244,7 @@ def plot_cost(lines: Sequence[Line], labels: Sequence[str], level: float) -> Fig
             low, high = axes.get_xlim()
             if high - low < 1:  # less than a percent is no distance
                 axes.set_xlim((low + high - 1) / 2, (low + high + 1) / 2)
-            _signed(axes)
+            _signed_axis(axes)
             axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: plots._signed(x)))
         panels[0].set_ylabel("difference in AP, points (%)")
         plots._finish(figure, handles, names)
@@ -279,6 +287,116 @@ def _sizes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(size for row in rows for size in row))
 
 
-def _signed(axes: Axes, ticks: int = 4) -> None:
+def _signed_axis(axes: Axes, ticks: int = 4) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10], min_n_ticks=3))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: plots._signed(x)))
+
+
+class Picture(NamedTuple):
+    """A drawn figure, with what stands above and below it."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Any
+
+
+def pictures_of(report: Gathered) -> list[Picture]:
+    """The pictures for which there are figures."""
+    lines = [_picture_line(x) for x in report.entries if "bbox" in x.figures]
+    gained = [x for x in lines if x.differences]
+    pictures = []
+    level = f"{100 * LEVEL:g} %"
+    hollow = (
+        f"Bars are {level} intervals of each difference alone; where a point is hollow, its "
+        "interval contains 0: a difference is not shown there, nor is it ruled out. The table's "
+        "p is corrected for the number of rows."
+    )
+    if gained:
+        single = any(min(pairs(x)) == 1 for x in report.compared)
+        pictures.append(
+            Picture(
+                "differences",
+                "Difference to the own baseline, by size",
+                f"All panels have one scale. {hollow}"
+                + (
+                    " Of rows with one seed, they do not contain the training's own chance."
+                    if single
+                    else ""
+                ),
+                plot_gains(gained, report.labels, LEVEL),
+            )
+        )
+    if lines:
+        pictures.append(
+            Picture(
+                "ap",
+                "AP by size",
+                "A point of AP is equally long in all panels; they begin at different AP. The "
+                "line leads from the row's own baseline to the row.",
+                plot_ap(lines, report.labels),
+            )
+        )
+    reported = [x for x in gained if _drawn_reports(x)]
+    if reported:
+        pictures.append(
+            Picture(
+                "reported",
+                "Reported gain and ours",
+                "Each over its own baseline: the source's row over the source's baseline, ours "
+                "over ours. The trainings need not be the same; see the conditions.",
+                plot_reported(reported, report.labels, LEVEL),
+            )
+        )
+    costly = [x for x in gained if x.added and math.isfinite(x.differences["all"].value)]
+    if costly:
+        pictures.append(
+            Picture(
+                "cost",
+                "Gain against cost",
+                f"What a row adds to its baseline's cost, and to its AP. {hollow}",
+                plot_cost(costly, report.labels, LEVEL),
+            )
+        )
+    return pictures
+
+
+def _picture_line(entry: Entry) -> Any:
+    base, comparisons = entry.base, entry.comparisons
+    figures, seeds = entry.figures["bbox"], entry.of_seeds["bbox"]
+    added = {}
+    if comparisons:
+        for key, kind in (("params", "parameters"), ("flops", "FLOPs")):
+            mine, other = (getattr(x.first.cost, key) for x in (entry, base))
+            if mine is not None and other:
+                added[kind] = mine / other - 1
+        if not math.isnan(ratio := time_ratio(entry)):
+            added["training time"] = ratio - 1
+    return Line(
+        group=entry.row.group,
+        label=entry.row.label,
+        baseline=base.row.label if base else "",
+        ap={size: row["AP"] for size, row in figures.items()},
+        of_seeds={size: [x[size]["AP"] for x in seeds] for size in figures},
+        baseline_ap=(
+            {size: row["AP"] for size, row in base.figures["bbox"].items()}
+            if "bbox" in comparisons
+            else None
+        ),
+        differences=(
+            {size: row["AP"] for size, row in comparisons["bbox"].differences.items()}
+            if "bbox" in comparisons
+            else None
+        ),
+        mask_difference=comparisons["segm"].ap if "segm" in comparisons else None,
+        reported=[gain for y in entry.row.published for gain in gains_of(y)],
+        added=added,
+    )
+
+
+def _drawn_reports(line: Any) -> bool:
+    for _, _, size, _ in line.reported:
+        ours = line.mask_difference if size == "mask" else line.differences.get(size)
+        if ours is not None and math.isfinite(ours.value):
+            return True
+    return False
