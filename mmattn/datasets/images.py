@@ -39,8 +39,8 @@ def inspect(path: Path | str) -> Inspected:
         content = Path(path).read_bytes()
     except FileNotFoundError:
         return Inspected("missing", "does not exist")
-    except OSError as error:
-        return Inspected("unreadable", f"cannot be read: {error.strerror}")
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        return Inspected("unreadable", f"cannot be read: {getattr(error, 'strerror', error)}")
     return decode(content)
 
 
@@ -55,7 +55,10 @@ def decode(content: bytes) -> Inspected:
     try:
         with Image.open(io.BytesIO(content)) as image:
             size = image.size
-            turned = image.format == "JPEG" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            # MPO: a JPEG of a camera that has a second picture behind the first
+            turned = image.format in ("JPEG", "MPO", "PNG") and (
+                image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            )
             image.load()
             # Pillow minds these less than others do: no end, or zeros in place of the rest
             png, jpeg = image.format == "PNG", image.format == "JPEG"

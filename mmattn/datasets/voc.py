@@ -163,10 +163,15 @@ def _lists(root: Path, splits: Sequence[str] | None) -> dict[str, list[str]]:
         if name not in there:
             raise ValueError(f"{folder} has no {name}.txt; it has {', '.join(there) or 'no list'}")
         lines = there[name].read_text(encoding="utf-8-sig").split("\n")
-        # a list of a class has a second column: -1, 0 or 1
-        ids = [line.split()[0] for line in lines if line.strip()]
+        ids = [_id(root, line.strip()) for line in lines if line.strip()]
         lists[name] = list(dict.fromkeys(ids))
     return lists
+
+
+def _id(root: Path, line: str) -> str:
+    """An image's id: it may have spaces, and a list of a class a second column: -1, 0 or 1."""
+    first, *rest = line.split()
+    return line if rest and (root / "Annotations" / f"{line}.xml").is_file() else first
 
 
 def _images(folder: Path) -> dict[str, Path]:

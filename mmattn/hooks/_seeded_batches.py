@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import random
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import DataLoader, get_worker_info
 
 
@@ -30,12 +33,25 @@ class SeededBatch(list):
         return type(self), (tuple(super().__iter__()), self.entropy)
 
 
-def _seed(entropy: tuple[int, ...]) -> None:
+def _seed(entropy: tuple[int, ...], seed_torch=torch.manual_seed) -> None:
     """Seeds python, numpy and torch from a sequence of integers."""
     for_python, for_numpy, for_torch = np.random.SeedSequence(entropy).generate_state(3)
     random.seed(int(for_python))
     np.random.seed(int(for_numpy))
-    torch.manual_seed(int(for_torch))
+    seed_torch(int(for_torch))
+
+
+@contextlib.contextmanager
+def _apart(entropy: tuple[int, ...]) -> Iterator[None]:
+    """Random numbers of its own for a block; those outside go on as without it."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        _seed(entropy, torch.default_generator.manual_seed)  # the GPU's are left alone
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
 
 
 class SeededBatches:
@@ -71,9 +87,22 @@ class SeededBatches:
 
     def _numbered(self) -> Iterator[SeededBatch]:
         due, self.due, epoch = self.due, 0, self.epoch
-        for number, batch in enumerate(self.batches):
+        batches, draws = None, self._draws()
+        for number in itertools.count():
+            # workers are given batches ahead: by how many would change what is drawn
+            with _apart((self.seed, epoch, number, 0, 1)) if draws else contextlib.nullcontext():
+                batches = iter(self.batches) if batches is None else batches
+                batch = next(batches, None)
+            if batch is None:
+                return
             if number >= due:
                 yield SeededBatch(batch, (self.seed, epoch, self.rank, number))
+
+    def _draws(self) -> bool:
+        """Whether batches may be chosen by the global generators, as for a SoftTeacher."""
+        sampler = getattr(self.batches, "sampler", None)
+        known = type(self.batches).__name__ in ("BatchSampler", "AspectRatioBatchSampler")
+        return not known or type(sampler) not in (DefaultSampler, InfiniteSampler)
 
     def set_epoch(self, epoch: int) -> None:
         """What the next iteration over the batches is."""

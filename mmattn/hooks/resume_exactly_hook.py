@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
+from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import IterBasedTrainLoop, find_latest_checkpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from mmattn.hooks._seeded_batches import EndlessBatches, SeededBatches
 from mmattn.registry import HOOKS
 
 KEY = "mmattn_random_state"  # in a checkpoint
+# type -> what it keeps from one iteration to the next, beside weights: no checkpoint has it
+UNSAVED = {
+    "CachedMosaic": "images",
+    "CachedMixUp": "images",
+    "BatchSyncRandomResize": "its size",
+    "EarlyStoppingHook": "its best score",
+}
 
 
 @HOOKS.register_module()
@@ -137,17 +147,22 @@ class ResumeExactlyHook(Hook):
 
     def _take_over(self, runner, seed: int | None, reasons: list[str]) -> None:
         """Gives the loader batches with seeds."""
-        loop, self._batches = runner.train_loop, None
+        loop, self._batches, self._seed = runner.train_loop, None, runner.seed
+        loader = getattr(loop, "dataloader", None)
+        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+            reasons.append("its batches have no numbers: they are read anew, and not seeded")
+            return
         if seed is None:
             own = getattr(_sampler(loop.dataloader), "seed", None)
             seed = runner.seed if own is None else own
         self._seed = seed
         if isinstance(runner._train_dataloader, dict):
             # anew, on the same dataset: the sampler of a loop may have begun, or have another seed
-            config = dict(runner._train_dataloader, dataset=loop.dataloader.dataset)
+            kept = _Uncopied(loop.dataloader.dataset)
+            config = dict(runner._train_dataloader, dataset=kept)
             config.pop("num_batch_per_epoch", None)  # done to the dataset already
             loop.dataloader = runner.build_dataloader(config, seed=seed)
-        elif hasattr(_sampler(loop.dataloader), "_indices_of_rank"):
+        elif isinstance(_sampler(loop.dataloader), InfiniteSampler):
             sampler = _sampler(loop.dataloader)
             sampler.seed = seed
             sampler.indices = sampler._indices_of_rank()
@@ -160,7 +175,7 @@ class ResumeExactlyHook(Hook):
         if not found:
             return False
         kept = True
-        world, workers = len(found["states"]), bool(loop.dataloader.num_workers)
+        world, workers = len(found["states"]), _has_workers(loop)
         if world != get_world_size():
             kept = False
             reasons.append(
@@ -184,7 +199,13 @@ class ResumeExactlyHook(Hook):
                 f"it lacks the gradients of {runner.iter % counts} of the {counts} batches that "
                 "are accumulated"
             )
-        if not getattr(runner.train_loop.dataloader, "in_order", True):
+        used = set(_types([runner.cfg, runner._train_dataloader]))
+        for kind, what in UNSAVED.items():
+            if kind in used:
+                reasons.append(f"{kind} keeps {what}, which no checkpoint has")
+        if self._batches is not None and not getattr(
+            runner.train_loop.dataloader, "in_order", True
+        ):
             reasons.append("the data loader gives batches in any order (in_order=False)")
 
     def _say(self, runner, reasons: list[str]) -> None:
@@ -214,12 +235,39 @@ class ResumeExactlyHook(Hook):
         self._states = (done, all_gather_object(own))
 
     def _content(self, runner, states: list[dict]) -> dict:
-        loader = runner.train_loop.dataloader
+        loop = runner.train_loop
         return dict(
             states=states,
-            batches=None if self._batches is None else len(loader),
-            workers=bool(loader.num_workers),
+            batches=None if self._batches is None else len(loop.dataloader),
+            workers=_has_workers(loop),
         )
+
+
+def _types(part) -> Iterator[str]:
+    """The names of all types in a config."""
+    part = part._cfg_dict if isinstance(part, Config) else part
+    if isinstance(part, Mapping):
+        kind = part.get("type")
+        yield str(getattr(kind, "__name__", kind)).rpartition(".")[2]
+        part = part.values()
+    elif not isinstance(part, (list, tuple)):
+        return
+    for inner in part:
+        yield from _types(inner)
+
+
+class _Uncopied:
+    """Stands for an object where a config is copied: large, or with an open file or database."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def __deepcopy__(self, memo):
+        return self.content
+
+
+def _has_workers(loop) -> bool:
+    return bool(getattr(getattr(loop, "dataloader", None), "num_workers", 0))
 
 
 def _sampler(loader: DataLoader):

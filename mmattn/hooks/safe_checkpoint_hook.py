@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
+import re
 import shutil
 
 from mmengine.dist import barrier, is_main_process
@@ -49,7 +51,8 @@ class SafeCheckpointHook(CheckpointHook):
             self.file_backend, LocalBackend
         )
         if self._is_local and is_main_process():
-            for pattern in (self.filename_tmpl.format("*"), "best_*"):
+            # a number in the template may have a format: {:03d}
+            for pattern in (re.sub(r"{[^{}]*}", "*", self.filename_tmpl), "best_*"):
                 folder, name = os.path.split(os.path.join(self.out_dir, pattern))
                 for left in glob.glob(os.path.join(glob.escape(folder), f".{name}.part")):
                     _remove(left)
@@ -181,9 +184,18 @@ def _settle(part: str, path: str) -> None:
                     os.rename(path, f"{part}.old")
                 os.replace(part, path)
                 _remove(f"{part}.old")
-            os.fsync(handle)
+            _sync(handle)
         finally:
             os.close(handle)
+
+
+def _sync(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # some file systems of networks cannot, least of all a folder; no disk is full for that
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+            raise
 
 
 def _remove(path: str) -> None:

@@ -90,8 +90,12 @@ def _labels_from_file(dataset: Mapping) -> bool:
 
 
 def _class_names(place: str, owner: str) -> list[str]:
-    entries = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
-    folders = sorted(entry.name for entry in entries if entry.is_dir())
+    folders = sorted(entry.name for entry in os.scandir(place) if entry.is_dir())
+    if folders and folders[0].startswith("."):
+        raise PreflightError(
+            f"image folder {place} of {owner} has a hidden folder {folders[0]}, which mmpretrain "
+            "takes for a class: remove it"
+        )
     if not folders:
         raise PreflightError(
             f"image folder {place} of {owner} has no class folders: expected one folder a class, "

@@ -56,6 +56,7 @@ def guard(tool: str, resumable: bool = False):
     before = signal.signal(signal.SIGINT, note_and_raise)
     try:
         yield
+        _leave_group()
     except PreflightError as error:
         _exit(f"{tool}: {error}", 1)
     except CheckpointError as error:
@@ -72,6 +73,15 @@ def guard(tool: str, resumable: bool = False):
         _exit(f"{tool}: interrupted", 130)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _leave_group() -> None:
+    """Ends the process group: a process that exits while gloo's threads run may abort."""
+    if "torch" in sys.modules:
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def _python() -> str:

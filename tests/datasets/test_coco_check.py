@@ -90,18 +90,31 @@ def test_bytes_behind_the_end_are_no_mistake(tmp_path):
     assert problems(tmp_path, root) == {}
 
 
-def test_size_is_what_a_training_reads(tmp_path):
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "MPO"])
+def test_size_is_what_a_training_reads(kind, tmp_path):
     """OpenCV turns an image as its EXIF says."""
     from PIL import Image
 
     root = coco(tmp_path / "coco")
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(root / "train2017" / "001.jpg", (40, 30), exif=exif)
+    more = dict(save_all=True, append_images=[Image.new("RGB", (8, 8))]) if kind == "MPO" else {}
+    path = picture(root / "train2017" / "001.jpg", (40, 30), format=kind, exif=exif, **more)
+    mmcv = pytest.importorskip("mmcv")
+    assert mmcv.imread(path).shape == (40, 30, 3)
     found = problems(tmp_path, root)
     assert found == {
         ("image size", "image 001.jpg"): "is 30 x 40 px, turned by its EXIF orientation; its "
         "annotation says 40 x 30"
+    }
+
+
+def test_a_name_that_no_file_has(tmp_path):
+    root = tmp_path / "coco"
+    split(root, "train2017", [(1, "a\0.jpg", 40, 30)], [], pictures=False)
+    (root / "train2017").mkdir()
+    assert problems(tmp_path, root, "--splits", "train2017") == {
+        ("unreadable image", "image a\0.jpg"): "cannot be read: embedded null byte"
     }
 
 

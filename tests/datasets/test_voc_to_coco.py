@@ -44,6 +44,15 @@ def converted(root, out, *argv, split="train"):
     return json.loads((out / "annotations" / f"{split}.json").read_text())
 
 
+def test_names_with_spaces(root, tmp_path):
+    """Beside those of a class's list, with a second column."""
+    for folder, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+        (root / folder / f"a.{suffix}").rename(root / folder / f"a 1.{suffix}")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("b  1\na 1\r\nc -1\n")
+    content = converted(root, tmp_path / "out", "--splits", "train")
+    assert [x["file_name"] for x in content["images"]] == ["b.jpg", "a 1.jpg", "c.jpg"]
+
+
 def test_boxes_to_the_pixel(root, tmp_path):
     """Columns 3 to 12 of 1, 2, ... are ten columns, the first of them is number 2 from 0."""
     content = converted(root, tmp_path / "out")

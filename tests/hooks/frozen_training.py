@@ -1,7 +1,7 @@
 """A small model, its training through mmengine's Runner, and what each iteration left behind.
 
-As a script, started twice by test_freeze_except_hook.py, it trains in two processes under several
-kinds of DDP; rank 0 saves the weights.
+As a script, started by test_freeze_except_hook.py, it trains in two processes under several kinds
+of DDP; rank 0 saves the weights.
 """
 
 import argparse
@@ -184,23 +184,18 @@ def train(
     return runner, recorder
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("cases", type=json.loads, help="name: [keywords of train, of DDP]")
-    parser.add_argument("folder")
-    parser.add_argument("rank", type=int)
-    arguments = parser.parse_args()
-    rank, world = arguments.rank, 2
+def work(rank, cases, folder):
+    """What each of two processes does."""
     # mmengine's own start and default wrapper ask for a GPU
     os.environ["LOCAL_RANK"] = str(rank)
-    store = f"file://{os.path.abspath(arguments.folder)}/store"
-    torch.distributed.init_process_group("gloo", store, rank=rank, world_size=world)
-    for name, (keywords, wrapper) in arguments.cases.items():
+    store = f"file://{os.path.abspath(folder)}/store"
+    torch.distributed.init_process_group("gloo", store, rank=rank, world_size=2)
+    for name, (keywords, wrapper) in cases.items():
         ddp = dict(type="MMDistributedDataParallel", device_ids=None, **wrapper)
-        folder = os.path.join(arguments.folder, name)
+        out = os.path.join(folder, name)
         cfg = dict(keywords.pop("cfg", {}), model_wrapper_cfg=ddp)
         own = OwnAllReduce() if name == "own communication" else None
-        _, recorder = train(folder, world=world, cfg=cfg, extra=own, **keywords)
+        _, recorder = train(out, world=2, cfg=cfg, extra=own, **keywords)
         assert own is None or all(own.calls[:-1]), own.calls
         for weights in recorder.weights:
             for key, value in weights.items():
@@ -208,7 +203,19 @@ def main():
                 torch.distributed.broadcast(other, src=1)
                 assert torch.equal(other, value), f"{name}: the processes drifted apart in {key}"
         if rank == 0:
-            torch.save(recorder.weights, os.path.join(folder, "weights.pth"))
+            torch.save(recorder.weights, os.path.join(out, "weights.pth"))
+    torch.distributed.destroy_process_group()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cases", type=json.loads, help="name: [keywords of train, of DDP]")
+    parser.add_argument("folder")
+    arguments = parser.parse_args()
+    # forks: they need not import everything anew
+    torch.multiprocessing.start_processes(
+        work, (arguments.cases, arguments.folder), nprocs=2, start_method="fork"
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """A small network that draws random numbers, trained through mmengine's Runner.
 
-As a script, started by test_resuming.py through torchrun, it trains in two processes: the second
-kills itself where asked to.
+As a script, started by test_resuming.py, it trains in two processes of torchrun's agent: straight
+through, until the second kills itself, and from there on.
 """
 
 import argparse
+import json
 import os
 import random
 import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +21,8 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils.data import BatchSampler, Dataset
 
 import mmattn
@@ -168,29 +173,54 @@ def build(
     )
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("work_dir")
-    parser.add_argument("--by-iteration", action="store_true")
-    parser.add_argument("--kill-at", type=int)
-    parser.add_argument("--resume", action="store_true")
-    arguments = parser.parse_args()
+def train(work_dir, by_epoch=True, kill_at=None, resume=False):
+    """What each of two processes does."""
+    for draw in (random.seed, np.random.seed, torch.seed):
+        draw()  # a fork has its parent's generators, a process of its own has not
     # mmengine's own start asks for a GPU
     torch.distributed.init_process_group("gloo")
-    hooks = [EXACTLY]
-    if arguments.kill_at is not None:
-        hooks.append(Kill(arguments.kill_at, rank=1))
-    by_epoch = not arguments.by_iteration
+    hooks = [EXACTLY] if kill_at is None else [EXACTLY, Kill(kill_at, rank=1)]
     build(
-        arguments.work_dir,
+        work_dir,
         by_epoch=by_epoch,
         length=4 if by_epoch else 12,
         data=dict(workers=2),
         hooks=hooks,
         checkpoint=dict(interval=1 if by_epoch else 5),
-        resume=arguments.resume,
+        resume=resume,
         launcher="pytorch",
     ).train()
+    torch.distributed.destroy_process_group()
+
+
+def torchrun(*arguments):
+    """``train`` in two processes of torchrun's agent, as forks, which import nothing anew."""
+    config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    config.run_id, config.start_method = "resumed", "fork"
+    elastic_launch(config, train)(*arguments)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--by-iteration", action="store_true")
+    arguments = parser.parse_args()
+    by_epoch = not arguments.by_iteration
+    straight, killed = (arguments.folder / name for name in ("straight", "killed"))
+    for work_dir in (straight, killed):
+        work_dir.mkdir()
+    torchrun(straight, by_epoch)
+    began = time.monotonic()
+    try:
+        torchrun(killed, by_epoch, 7)
+        said = "nothing"
+    except ChildFailedError as error:
+        said = str(error)
+    seconds = time.monotonic() - began
+    last = (killed / "last_checkpoint").read_text()
+    torchrun(killed, by_epoch, None, True)
+    outcome = dict(said=said, seconds=seconds, last=last)
+    (arguments.folder / "outcome.json").write_text(json.dumps(outcome))
 
 
 if __name__ == "__main__":

@@ -35,13 +35,20 @@ def refused(said, *args, **kwargs):
 
 def test_folders_that_fit(root):
     check(root)
-    (root / "train" / ".cache").mkdir()  # mmpretrain does not see it either
     (root / "train" / "list.txt").touch()
     check(root)
     # wrapped, and named by its prefix alone
     inner = dict(type="mmpretrain.CustomDataset", data_prefix=dict(img_path=str(root / "val")))
     cfg = dict(train_dataloader=dict(dataset=dict(type="ClassBalancedDataset", dataset=inner)))
     preflight.check_data(Config(cfg), ("train",))
+
+
+def test_a_hidden_folder_is_a_class_to_mmpretrain(root):
+    from mmengine.fileio import list_dir_or_file
+
+    (root / "train" / ".cache").mkdir()
+    assert ".cache" in list_dir_or_file(str(root / "train"), list_file=False)
+    refused(r"train of train_dataloader has a hidden folder \.cache, .* remove it", root)
 
 
 def test_no_folder(root):
