@@ -185,9 +185,10 @@ def run(args: argparse.Namespace) -> None:
         nodes.follow((args.out / table.name).resolve(), args.node_rank, _machine(args), print)
         return
     chosen = table.choose(args.rows, args.seeds)
-    if not args.data_root and not args.dry_run:
-        workflow.prepare(table)
     with workflow.alone(args.out / table.name):
+        # nobody trains on them now
+        if not args.data_root and not args.dry_run:
+            workflow.prepare(table)
         plan = _plan(
             args,
             targets=lambda one: (one.row, one.seed) in chosen,

@@ -21,6 +21,11 @@ from mmattn.inspection.hardware import cpu_name
 
 # they change no weight and no detection: figures are computed anew for every report
 NOT_TRAINING = ("evaluation", "inspection", "reproduction", "visualization")
+# but for those that give a training its hooks, its first weights and its runner
+TRAINING = tuple(
+    f"inspection/{name}.py" for name in ("build", "checkpoint_file", "preflight", "runner")
+)
+ENVIRONMENT = ("MMATTN_BACKEND", "MMATTN_COMPAT")  # which code computes
 PACKAGES = (
     ("torch",),
     ("torchvision",),
@@ -37,8 +42,11 @@ def of_text(*texts: str) -> str:
 
 def of_file(path: str | os.PathLike) -> str:
     """SHA-256 of a file's content."""
+    digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 class Checksums:
@@ -86,9 +94,13 @@ def code(package: Path | None = None) -> str:
     """
     package = package or Path(__file__).resolve().parents[1]
     parts = [json.dumps({k: v for k, v in versions().items() if k not in ("mmattn", "python")})]
+    parts += [f"{name}={os.environ[name]}" for name in ENVIRONMENT if os.environ.get(name)]
     for path in sorted(package.rglob("*.py")):
         inside = path.relative_to(package)
-        if inside.parts[0] in (*NOT_TRAINING, "_version.py", ".mim"):
+        if (
+            inside.parts[0] in (*NOT_TRAINING, "_version.py", ".mim")
+            and inside.as_posix() not in TRAINING
+        ):
             continue
         tree = ast.parse(path.read_bytes())
         for node in ast.walk(tree):

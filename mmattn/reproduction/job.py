@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import ctypes
 import datetime
 import json
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -31,11 +31,15 @@ from mmattn.reproduction.table import root
 
 HEARTBEAT = 5  # seconds between signs of life, in running.json
 FRONT = "MMATTN_REPRODUCE_FRONT"  # host:pid of the process that shows the progress
-TAIL = 2000  # bytes of a log in which the reason of a failure is looked for
+TAIL = 20000  # bytes of a log in which the reason of a failure is looked for
 
 
 class FailedError(Exception):
     """A reason in one sentence."""
+
+
+class PermanentError(FailedError):
+    """A reason that another attempt would meet again."""
 
 
 class Ended(SystemExit):
@@ -50,11 +54,21 @@ def main(argv: list[str]) -> None:
 
         write_report(plan)
         return
-    run = next(run for run in plan.runs if str(run.folder) == argv[2])
+    run = next((run for run in plan.runs if str(run.folder) == argv[2]), None)
+    if run is None:
+        raise SystemExit(
+            f"{argv[1]} has no run {argv[2]} any more: the table was started again with other "
+            "settings or other code"
+        )
     with _alone(run), _failure_noted(run, what):
         done = run.folder / {"evaluate": "result.json"}.get(what, f"{what}.json")
         # another process may have done it while this one waited
         if not done.exists():
+            if what != "evaluate" and fingerprint.code() != run.code:
+                raise PermanentError(
+                    "mmattn's code, or a package below it, is not what it was when the table was "
+                    "started; start it again"
+                )
             {"train": train, "test": test, "evaluate": evaluate}[what](plan, run)
 
 
@@ -65,7 +79,7 @@ def train(plan: Plan, run: Run) -> None:
     if (run.folder / "work" / "last_checkpoint").exists() and begun.exists():
         before = json.loads(begun.read_text())
         if before != run.processes:
-            raise FailedError(
+            raise PermanentError(
                 f"it was begun with {before} processes, and this would be {run.processes}: go on "
                 f"with as many GPUs, or remove {run.folder / 'work'} to begin again"
             )
@@ -103,7 +117,7 @@ def evaluate(plan: Plan, run: Run) -> None:
     predictions = json.loads((run.folder / "test.json").read_text())["predictions"]
     data = run.record["data"]
     if fingerprint.of_file(data["annotations"]) != data["val_sha256"]:
-        raise FailedError(
+        raise PermanentError(
             f"{data['annotations']} has changed since the run was planned; start the table again"
         )
     figures = {}
@@ -117,7 +131,8 @@ def evaluate(plan: Plan, run: Run) -> None:
         **run.record,
         "hardware": {
             "device": trained["device"],
-            "processes": run.processes,
+            # of the training: what is left may be done with other GPUs
+            "processes": json.loads((run.folder / "processes.json").read_text()),
             "images_per_update": run.images_per_update,
         },
         **{key: trained[key] for key in ("started", "finished", "train_seconds", "attempts")},
@@ -181,8 +196,15 @@ def _alone(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _failure_noted(run: Run, what: str) -> Iterator[None]:
-    """Writes failed.json, in which status finds the reason."""
+    """Writes failed.json, in which status finds the reason.
+
+    The front removes it when it starts: what is found here is of an earlier attempt of this start.
+    """
     note = run.folder / "failed.json"
+    with contextlib.suppress(OSError, ValueError):
+        before = json.loads(note.read_text())
+        if before.get("permanent") and before["what"] == what:
+            raise SystemExit(f"{run.name}: {what} is not tried again: {before['reason']}")
     note.unlink(missing_ok=True)
     try:
         yield
@@ -192,7 +214,10 @@ def _failure_noted(run: Run, what: str) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, FailedError):
             reason = f"{type(error).__name__}: {reason}"
-        write_text(note, json.dumps({"what": what, "reason": reason}))
+        permanent = isinstance(error, PermanentError)
+        content = {"what": what, "reason": reason, "permanent": permanent}
+        with contextlib.suppress(OSError):  # a full disk may be the reason
+            write_text(note, json.dumps(content))
         if isinstance(error, FailedError):
             raise SystemExit(f"{run.name}: {what} failed: {reason}") from None
         raise
@@ -229,20 +254,25 @@ def _execute(plan: Plan, run: Run, what: str, arguments: list[str]) -> dict[str,
         with open(log, "ab") as output:
             output.write(f"\n== {attempt['started']} {' '.join(command)}\n".encode())
             output.flush()
+            begin = output.tell()
             process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=environment,
-                preexec_fn=_die_with_parent, cwd=plan.start,
+                preexec_fn=nodes.die_with_parent, cwd=plan.start,
             )  # fmt: skip
-            stack.callback(_end, process)
+            stack.callback(nodes.end, process)
             stack.callback(lambda: sign.unlink(missing_ok=True))
             while process.poll() is None:
-                note()
-                state = {"what": what, "host": socket.gethostname(), "pid": os.getpid()}
-                write_text(sign, json.dumps(state))
+                # a disk that is full, or away for a moment, ends no training that goes on
+                with contextlib.suppress(OSError):
+                    note()
+                    state = {"what": what, "host": socket.gethostname(), "pid": os.getpid()}
+                    write_text(sign, json.dumps(state))
+                    nodes.keep_alive(plan)
                 _wait(process)
         note(status=process.returncode)
     if process.returncode:
-        raise FailedError(f"{_reason(log, process.returncode)}; log: {log}")
+        kind, reason = _reason(log, process.returncode, begin)
+        raise kind(f"{reason}; log: {log}")
     every = [*before, attempt]
     return {
         "started": every[0]["started"],
@@ -263,45 +293,38 @@ def _wait(process: subprocess.Popen) -> None:
         if host == socket.gethostname():
             try:
                 os.kill(int(front), 0)
-            except ProcessLookupError:
+            except (ProcessLookupError, PermissionError):  # or its number is another user's now
                 raise Ended(143) from None
 
 
 def _devices(number: int, machine: plans.Machine, stack: contextlib.ExitStack) -> list[str]:
-    if "SLURM_JOB_ID" in os.environ:
-        # the cluster has chosen: all that the job sees is its own
+    if "SLURM_JOB_ID" in os.environ and FRONT not in os.environ:
+        # submitted: the cluster has chosen, and all that the job sees is its own. A table that is
+        # run inside of one allocation shares out its GPUs itself
         return devices.visible()
     return stack.enter_context(devices.claim(number, list(machine.devices), machine.share))
 
 
-def _reason(log: Path, status: int) -> str:
-    """The last words of a log, or the signal."""
+def _reason(log: Path, status: int, begin: int = 0) -> tuple[type[FailedError], str]:
+    """The last words of an attempt, from where they begin in its log, or the signal."""
     if status < 0:
         with contextlib.suppress(ValueError):
-            return f"ended by {signal.Signals(-status).name}"
+            return FailedError, f"ended by {signal.Signals(-status).name}"
     with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - TAIL))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+        file.seek(max(begin, log.stat().st_size - TAIL))
+        text = file.read().decode(errors="replace")
+    lines = [re.sub(r"^\[rank\d+\]:", "", line).strip() for line in text.splitlines()]
     said = [line for line in lines if line.startswith(("train.py:", "test.py:"))]
-    wrong = [line for line in lines if "Error" in line.partition(" ")[0]]
+    # torchrun reports its children's ends at length, after their own words
+    wrong = [
+        line
+        for line in lines
+        if "Error" in line.partition(" ")[0] and not line.startswith("torch.distributed.elastic")
+    ]
     last = (said or wrong or [line for line in lines if line] or ["no output"])[-1]
-    return f"{last} (exit status {status})"
-
-
-def _die_with_parent() -> None:
-    """Linux: a job that is killed does not leave its training behind, holding a GPU."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def _end(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    # the tools say in a sentence what the user has to put right
+    permanent = bool(said) and status in (1, 2) and "interrupted" not in last
+    return PermanentError if permanent else FailedError, f"{last} (exit status {status})"
 
 
 def _end_here(*_: Any) -> None:

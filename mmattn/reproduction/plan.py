@@ -238,7 +238,9 @@ def make(
     plan = dataclasses.replace(plan, targets=tuple(str(run.folder) for run in left))
     if write:
         for run in left:
-            write_text(run.config, runs[run])
+            # that of a result stays the one that it was made with
+            if not (run.result.exists() and run.config.exists()):
+                write_text(run.config, runs[run])
         plan.write()
     return plan
 

@@ -205,7 +205,9 @@ def _row(row: Any, defaults: dict, short: dict, published: list[Published], path
             raise ValueError(f"{where}: config {config} does not exist")
         config = str(file if file.is_file() else Path(config).resolve())
     of_config = [p for p in published if f"configs/{p.config}.py" == str(row["config"])]
-    wanted = row.get("published", [p.source.key for p in of_config])
+    # figures of the config are not those of another model
+    changed = any(key.split(".")[0] == "model" for key in row.get("options") or ())
+    wanted = row.get("published", [] if changed else [p.source.key for p in of_config])
     missing = set(wanted) - {p.source.key for p in of_config}
     if missing:
         raise ValueError(

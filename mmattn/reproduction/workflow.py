@@ -26,6 +26,7 @@ from mmattn.reproduction import table as tables
 from mmattn.reproduction.job import FRONT
 from mmattn.reproduction.plan import Plan, Run
 
+MEMORY = 16_000  # MB of a process, asked of Slurm
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 
 
@@ -104,7 +105,7 @@ def execute(
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            preexec_fn=_end_with_parent, env=_environment(),
+            preexec_fn=_end_with_parent, env=_environment(slurm is not None),
         )  # fmt: skip
         try:
             _watch(plan, process, say)
@@ -136,11 +137,17 @@ def snakemake_command(
     threads = max(machine.threads * run.processes for run in plan.runs)
     # Snakemake only counts GPUs; devices.claim hands them out
     if slurm is not None:
+        # 'gpu' is the executor's name; threads are of a process, and each has one GPU
+        slurm = {**slurm, "nodes": slurm.get("nodes", 1)}
+        slurm.setdefault("cpus_per_gpu", machine.threads)
+        # Snakemake would ask for 1 GB
+        most = max(run.processes for run in plan.runs)
+        slurm.setdefault("mem_mb", MEMORY * most)
         limits = ["--executor", "slurm", "--jobs", str(at_once), "--default-resources"]
         limits += [f"{key}={value}" for key, value in slurm.items()]
     else:
         cores = slots * machine.threads + 1 if slots else max(at_once, 1) * threads
-        limits = ["--cores", str(cores), "--resources", f"gpus={slots}"]
+        limits = ["--cores", str(cores), "--resources", f"gpu={slots}"]
     if machine.nodes > 1:
         # all machines do one run at a time
         limits = ["--cores", "1"]
@@ -151,6 +158,8 @@ def snakemake_command(
         *limits,
         "--config", f"plan={plan.path}",
         "--rerun-triggers", "mtime",
+        # of all that is there by now, whatever was chosen
+        "--forcerun", "report",
         "--retries", str(retries),
         "--keep-going", "--rerun-incomplete", "--nolock", "--nocolor",
         "--latency-wait", "60" if slurm is not None else "5",
@@ -176,12 +185,12 @@ def write_report(plan: Plan, replicates: int = 1000, images: Path | None = None)
     )
 
 
-def _environment() -> dict[str, str]:
+def _environment(submitted: bool = False) -> dict[str, str]:
     path = [str(tables.root()), os.environ.get("PYTHONPATH")]
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, path)),
-        FRONT: f"{socket.gethostname()}:{os.getpid()}",
-    }
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+    # jobs that a cluster runs outlive the front
+    environment.pop(FRONT, None)
+    return environment | ({} if submitted else {FRONT: f"{socket.gethostname()}:{os.getpid()}"})
 
 
 def _watch(plan: Plan, process: subprocess.Popen, say: Callable[[str], None]) -> None:

@@ -85,7 +85,7 @@ def make_plan(folder: Path, runs: dict[str, dict], machine: Machine | None = Non
     names = dict.fromkeys(name.partition(":")[0] for name in runs)
     rows = [f"- {{name: {name}, config: {CONFIG}}}\n" for name in names]
     write_text(folder / "made.yml", "title: made\nrows:\n" + "".join(rows))
-    made = []
+    made, code = [], fingerprint.code()
     for number, (name, settings) in enumerate(runs.items()):
         row, _, seed = name.partition(":")
         where = folder / "made" / row / f"seed{seed or 0}" / "aaaaaaaaaaaa-bbbbbbbb"
@@ -100,10 +100,10 @@ def make_plan(folder: Path, runs: dict[str, dict], machine: Machine | None = Non
             "train_images": 40,
         }
         record = {"format": 1, "table": "made", "row": row, "seed": int(seed or 0), "data": data,
-                  "config": "made.py", "options": {}, "setting": "a" * 64, "code": "b" * 64,
+                  "config": "made.py", "options": {}, "setting": "a" * 64, "code": code,
                   "git_commit": None, "git_dirty": False, "versions": {}}  # fmt: skip
         made.append(
-            Run(row=row, seed=int(seed or 0), folder=where, setting="a" * 64, code="b" * 64,
+            Run(row=row, seed=int(seed or 0), folder=where, setting="a" * 64, code=code,
                 processes=settings.get("processes", 1), images_per_update=16,
                 baseline=None, total=3, unit="epoch", missing="", record=record)
         )  # fmt: skip

@@ -1,5 +1,6 @@
 """One job after the other, as the rules of the Snakefile call them."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -25,6 +26,8 @@ def test_a_run_leaves_a_result_with_figures_and_conditions(tmp_path):
     do("train", made, run)
     assert status.of(run) == status.State("interrupted", "trained, not evaluated", 1.0)
     do("test", made, run)
+    # what is left may be done with other GPUs: the training's count
+    (run.folder / "processes.json").write_text("8")
     do("evaluate", made, run)
     assert status.of(run).kind == "done"
     result = json.loads(run.result.read_text())
@@ -35,6 +38,7 @@ def test_a_run_leaves_a_result_with_figures_and_conditions(tmp_path):
     assert set(result["figures"]["bbox"]["all"]) == {"AP", "AP50", "AP75", "AR"}
     assert (result["attempts"], result["cost"]["params"]) == (1, 1)
     assert result["hardware"]["images_per_update"] == 16
+    assert result["hardware"]["processes"] == 8
     assert "3 threads" in result["hardware"]["device"]
     assert seen(run)["threads"] == "3"
     assert result["checkpoint"].endswith("epoch_3.pth")
@@ -81,6 +85,78 @@ def test_the_reason_of_a_failure_is_the_tools_own_sentence(tmp_path):
     failed = json.loads((run.folder / "failed.json").read_text())
     assert failed["reason"].startswith("train.py: the learning rate is a banana (exit status 1)")
     assert not (run.folder / "train.json").exists()
+
+
+def test_what_another_attempt_would_meet_again_is_not_tried_again(tmp_path):
+    made = make_plan(tmp_path, {"plain": {"fail": [1], "die": [0]}})
+    (run,) = made.runs
+    with pytest.raises(SystemExit, match="ended by SIGKILL"):
+        do("train", made, run)
+    with pytest.raises(SystemExit, match="train failed: train.py: the learning rate is a banana"):
+        do("train", made, run)
+    with pytest.raises(SystemExit, match="not tried again: train.py: the learning rate is a ban"):
+        do("train", made, run)
+    assert len(epochs(run)) == 2
+    # the front forgets it when it is started again
+    (run.folder / "failed.json").unlink()
+    (run.folder / "fake.json").write_text('{"found": []}')
+    do("train", made, run)
+    assert epochs(run)[-1] == "resumed at 1"
+
+
+def test_the_reason_is_of_this_attempt(tmp_path):
+    log = tmp_path / "train.log"
+    log.write_text("train.py: of an earlier one\n")
+    begin = log.stat().st_size
+    with open(log, "a") as file:
+        file.write("[rank1]: RuntimeError: CUDA error\n" + "word " * 900 + "\n")
+        file.write("torch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n====\n")
+    kind, reason = job._reason(log, 1, begin)
+    assert (kind, reason) == (job.FailedError, "RuntimeError: CUDA error (exit status 1)")
+    assert job._reason(log, 1)[0] is job.PermanentError
+
+
+def test_code_that_was_edited_meanwhile_trains_nothing(tmp_path, monkeypatch):
+    made = make_plan(tmp_path, {"plain": {}})
+    (run,) = made.runs
+    monkeypatch.setattr(job.fingerprint, "code", lambda: "c" * 64)
+    with pytest.raises(SystemExit, match="is not what it was when the table was started"):
+        do("train", made, run)
+    assert not (run.folder / "work").exists()
+    with pytest.raises(SystemExit, match="no run nowhere any more: the table was started again"):
+        job.main(["train", str(made.path), "nowhere"])
+
+
+def test_a_full_disk_ends_no_training_that_goes_on(tmp_path, monkeypatch):
+    made = make_plan(tmp_path, {"plain": {"seconds": 0.1}})
+    (run,) = made.runs
+    write = job.write_text
+
+    def full(path, text):
+        if path.name in ("running.json", "failed.json"):
+            raise OSError(28, "No space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(job, "write_text", full)
+    do("train", made, run)
+    assert (run.folder / "train.json").exists()
+    (run.folder / "train.json").unlink()
+    (run.folder / "processes.json").write_text("8")
+    with pytest.raises(SystemExit, match="begun with 8 processes"):
+        do("train", made, run)
+
+
+def test_gpus_of_one_allocation_are_shared_out(tmp_path, monkeypatch):
+    """Inside of a Slurm job, the front's own jobs claim; those that it submits take all."""
+    monkeypatch.setattr(job.devices.claim.__wrapped__, "__defaults__", (1, tmp_path, time.sleep))
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    machine = Machine(devices=tuple("0123"))
+    with contextlib.ExitStack() as stack:
+        monkeypatch.delenv(job.FRONT, raising=False)
+        assert job._devices(1, machine, stack) == list("0123")
+        monkeypatch.setenv(job.FRONT, "host:1")
+        assert job._devices(1, machine, stack) != job._devices(1, machine, stack)
 
 
 def test_a_test_set_that_has_changed_is_not_evaluated(tmp_path):

@@ -89,6 +89,32 @@ def test_code_counts_and_comments_do_not(tmp_path):
     assert fingerprint.code(tmp_path) != before
 
 
+def test_what_makes_the_trainer_counts_as_code(tmp_path, monkeypatch):
+    seen = [fingerprint.code(tmp_path)]
+    (tmp_path / "inspection").mkdir()
+    (tmp_path / "inspection" / "cost.py").write_text("a = 1")
+    assert fingerprint.code(tmp_path) == seen[0]
+    (tmp_path / "inspection" / "preflight.py").write_text("a = 1")
+    seen.append(fingerprint.code(tmp_path))
+    monkeypatch.setenv("MMATTN_BACKEND", "reference")
+    seen.append(fingerprint.code(tmp_path))
+    assert len(set(seen)) == 3
+    package = Path(fingerprint.__file__).parents[1]
+    assert all((package / name).is_file() for name in fingerprint.TRAINING)
+
+
+def test_the_config_of_a_result_stays(tmp_path, data):
+    eight = Machine(devices=tuple("01234567"))
+    run = make(tmp_path, data, config=COCO, machine=eight, gpus=8)
+    run.result.write_text("{}")
+    before = run.config.read_text()
+    assert make(tmp_path, data, config=COCO, gpus=8).folder == run.folder
+    assert run.config.read_text() == before
+    run.result.unlink()
+    make(tmp_path, data, config=COCO, gpus=8)
+    assert run.config.read_text() != before
+
+
 def test_fewer_gpus_accumulate_the_batch_of_the_recipe(tmp_path, data):
     """16 images an update on 8, on 3 (which takes 2) and on no GPU; warm-up in updates."""
     settings_of = {}

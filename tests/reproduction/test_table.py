@@ -44,6 +44,13 @@ def test_rows_take_defaults_and_published_figures(tmp_path):
     )
 
 
+def test_another_model_has_not_the_figures_of_its_config(tmp_path):
+    row = {"config": SGE, "options": {"model.backbone.depth": 101}}
+    assert tables.load(write(tmp_path, rows=[row])).rows[0].published == ()
+    asked = tables.load(write(tmp_path, rows=[{**row, "published": ["PI"]}])).rows[0]
+    assert [p.source.key for p in asked.published] == ["PI"]
+
+
 def test_choosing_rows_brings_their_baselines(tmp_path):
     table = tables.load(write(tmp_path))
     name = table.rows[1].name

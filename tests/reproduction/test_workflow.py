@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 pytest.importorskip("snakemake", reason="the suite is an extra: pip install 'mmattn[reproduce]'")
 
 from mmattn.inspection._console import PreflightError
-from mmattn.reproduction import nodes, status, workflow
+from mmattn.reproduction import job, nodes, status, workflow
 from mmattn.reproduction.plan import Machine
 from tests.reproduction.made_plan import epochs, make_plan, seen
 
@@ -76,6 +77,8 @@ def test_runs_share_out_the_gpus(tmp_path):
         for other in trained[i + 1 :]:
             if other["begun"] < one["ended"]:
                 assert other["devices"] != one["devices"]
+    # in the table's order
+    assert [seen(run)["begun"] for run in made.runs] == sorted(one["begun"] for one in trained)
     # two at a time, and never three
     overlaps = [sum(o["begun"] <= one["begun"] < o["ended"] for o in trained) for one in trained]
     assert max(overlaps) == 2
@@ -142,16 +145,48 @@ def test_a_follower_does_not_wait_for_ever(tmp_path):
         nodes.follow(tmp_path, 1, Machine(nodes=2), print, patience=0.1)
 
 
+def test_a_follower_leaves_what_was_withdrawn(tmp_path, monkeypatch):
+    """A retry on the first machine does not wait for a process that hangs on this one."""
+    monkeypatch.setattr(nodes, "GRACE", 0)
+    start = {"launch": ["-c", "import time; time.sleep(60)"], "work": ["tool"], "processes": 1,
+             "start": str(tmp_path)}  # fmt: skip
+    announced, said = tmp_path / "nodes.json", []
+    # of a first machine that was killed long ago
+    announced.write_text(json.dumps({**start, "id": "old"}))
+    os.utime(announced, (time.time() - 300,) * 2)
+
+    def say(text):
+        said.append(text)
+        nodes.finish(tmp_path)
+
+    begin = threading.Timer(0.2, lambda: announced.write_text(json.dumps({**start, "id": "new"})))
+    begin.start()
+    before = time.time()
+    nodes.follow(tmp_path, 1, Machine(nodes=2), say, patience=10)
+    assert said == ["joining tool"]
+    assert time.time() - before < 20
+    announced.write_text(json.dumps({**start, "id": "more", "processes": 4}))
+    with pytest.raises(ValueError, match="takes 4 GPUs of each; this one has 1"):
+        nodes.follow(tmp_path, 1, Machine(devices=("0",), nodes=2), print)
+
+
 def test_slurm_gets_the_resources(tmp_path):
     """The command alone: no cluster was there to try it on."""
     made = make_plan(tmp_path, {"plain": {}}, Machine(devices=("0",)))
     command = workflow.snakemake_command(made, 8, 2, {"slurm_partition": "gpu"})
     text = " ".join(command)
-    assert "--executor slurm --jobs 8 --default-resources slurm_partition=gpu" in text
+    assert "--executor slurm --jobs 8 --default-resources slurm_partition=gpu nodes=1" in text
+    assert "cpus_per_gpu=1 mem_mb=16000" in text
+    own = workflow.snakemake_command(made, 8, 2, {"mem_mb": "5", "cpus_per_gpu": "9"})
+    assert {"mem_mb=5", "cpus_per_gpu=9"} <= set(own)
+    # submitted jobs outlive the front
+    assert job.FRONT in workflow._environment()
+    assert job.FRONT not in workflow._environment(submitted=True)
     if "snakemake_executor_plugin_slurm" not in sys.modules:
         pytest.importorskip("snakemake_executor_plugin_slurm")
     dry = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, env=os.environ)
     assert dry.returncode == 0, dry.stderr[-2000:]
+    assert "gpu=1" in dry.stdout + dry.stderr  # the only name that the executor reads
 
 
 def test_a_second_front_is_refused(tmp_path):
