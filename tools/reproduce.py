@@ -56,6 +56,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="take results that other versions of the code made; the report marks them",
     )
+    common.add_argument(
+        "--rows",
+        nargs="+",
+        metavar="NAME",
+        help="only rows of this name or label, or with this in their name; and their baselines",
+    )
+    common.add_argument("--seeds", nargs="+", type=int, metavar="N", help="only these seeds")
     machine = common.add_argument_group("the machine")
     machine.add_argument(
         "--gpus",
@@ -86,10 +93,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     run = commands.add_parser(
         "run", parents=[common], help="train, test and evaluate what is left, write the report"
     )
-    run.add_argument(
-        "--rows", nargs="+", metavar="NAME", help="only rows with this in their name; + baselines"
-    )
-    run.add_argument("--seeds", nargs="+", type=int, metavar="N", help="only these seeds")
     run.add_argument(
         "--at-once",
         type=_positive,
@@ -165,22 +168,23 @@ def show_list(args: argparse.Namespace) -> None:
 def show_status(args: argparse.Namespace) -> None:
     from mmattn.reproduction import listing
 
-    print(listing.states(_plan(args)))
+    plan, chosen = _plan(args), _table(args).choose(args.rows, args.seeds)
+    print(listing.states(plan, chosen))
 
 
 def report(args: argparse.Namespace) -> None:
     from mmattn.reproduction import workflow
 
-    files = workflow.write_report(_plan(args), replicates=args.replicates)
+    rows = {row for row, _ in _table(args).choose(args.rows, args.seeds)}
+    files = workflow.write_report(_plan(args), replicates=args.replicates, rows=rows)
     print("\n".join(f"wrote {_near(file)}" for file in files if file.suffix in (".md", ".html")))
 
 
 def run(args: argparse.Namespace) -> None:
     from mmattn.reproduction import nodes, workflow
-    from mmattn.reproduction import table as tables
 
     workflow.check_installed(slurm=args.slurm is not None)
-    table = tables.load(tables.find(args.table), args.quick)
+    table = _table(args)
     if args.node_rank:
         nodes.follow((args.out / table.name).resolve(), args.node_rank, _machine(args), print)
         return
@@ -195,19 +199,58 @@ def run(args: argparse.Namespace) -> None:
             write=not args.dry_run,
             skip_missing=args.skip_missing,
         )
+        _check_machine(args, plan)
+        for one in plan.runs:
+            if one.missing and (one.row, one.seed) in chosen:
+                print(f"left out: {one.name} needs {one.missing}")
+        at_once = args.at_once or _at_once(args, plan)
         left = [one for one in plan.chosen if not one.result.exists()]
-        print(f"{len(left)} of {len(plan.chosen)} runs to do in {_near(plan.folder)}")
+        print(f"{len(left)} of {_count(len(plan.chosen), 'run')} to do in {_near(plan.folder)}")
+        print(_where(args, plan, at_once))
         if args.dry_run:
             for one in left:
-                print(f"  {one.name}: {one.total} {one.unit}s, {one.processes} processes")
+                processes = _count(one.processes, "process", "es")
+                print(f"  {one.name}: {_count(one.total, one.unit)}, {processes}")
             return
-        workflow.execute(
-            plan,
-            at_once=args.at_once or _at_once(args, plan),
-            retries=args.retries,
-            slurm=args.slurm,
-        )
+        try:
+            workflow.execute(plan, at_once=at_once, retries=args.retries, slurm=args.slurm)
+        except KeyboardInterrupt:
+            print("what is trained so far is kept: the same command goes on", file=sys.stderr)
+            raise
         print(f"report: {_near(plan.folder / 'report' / 'report.html')}")
+
+
+def _count(number: int, what: str, plural: str = "s") -> str:
+    return f"{number} {what}{plural * (number != 1)}"
+
+
+def _check_machine(args: argparse.Namespace, plan) -> None:
+    """Recipes for GPUs are not begun on a CPU by mistake."""
+    wanted = max((one.gpus for one in plan.chosen), default=1)
+    if wanted > 1 and not plan.machine.devices and not args.cpu:
+        raise preflight.PreflightError(
+            f"no GPU was found, and these recipes are for {wanted}: --cpu trains them on the CPU"
+        )
+
+
+def _where(args: argparse.Namespace, plan, at_once: int) -> str:
+    machine = plan.machine
+    if args.slurm is not None:
+        return f"by Slurm, {_count(at_once, 'run')} at a time"
+    if not machine.devices:
+        return f"on the CPU, {_count(at_once, 'run')} at a time"
+    most = max((one.processes // machine.nodes for one in plan.chosen), default=1)
+    shared = f", {machine.share} runs share one" if machine.share > 1 else ""
+    return (
+        f"on {_count(len(machine.devices), 'GPU')} ({', '.join(machine.devices)}), up to {most} "
+        f"for a run{shared}" + (f", on {machine.nodes} machines" if machine.nodes > 1 else "")
+    )
+
+
+def _table(args: argparse.Namespace):
+    from mmattn.reproduction import table as tables
+
+    return tables.load(tables.find(args.table), args.quick)
 
 
 def _at_once(args: argparse.Namespace, plan) -> int:
@@ -239,9 +282,8 @@ def _plan(args: argparse.Namespace, **more):
     from rich.console import Console
 
     from mmattn.reproduction import plan
-    from mmattn.reproduction import table as tables
 
-    table = tables.load(tables.find(args.table), args.quick)
+    table = _table(args)
     with Console(stderr=True).status("reading configs") as status:
         return plan.make(
             table,

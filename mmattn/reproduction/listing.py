@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
+
 from rich import box
 from rich.table import Table as Grid
 
@@ -24,30 +26,34 @@ def shipped() -> str:
 def rows(name: str) -> str:
     """The rows of a table."""
     table = tables.load(tables.find(name))
-    grid = _grid("row", "baseline", "seeds", "GPUs", "published AP", "source")
+    grid = _grid("row", "baseline", "seeds", "published AP", "source")
     for row in table.rows:
-        of = [p for p in row.published if "ap" in p.figures]
         grid.add_row(
             row.name,
             row.baseline or "",
             ", ".join(map(str, row.seeds)),
-            str(row.gpus or ""),
-            ", ".join(f"{p.figures['ap']:.1f}" for p in of),
-            ", ".join(p.source.key for p in of),
+            ", ".join(_figures(p.figures) for p in row.published),
+            ", ".join(p.source.key for p in row.published),
         )
-    return f"{table.title}\n{table.about}\n\n{render(grid)}"
+    return f"{table.title}\n{table.about}\n{render(grid)}"
 
 
-def states(plan: Plan) -> str:
-    """How far each run of a plan is."""
+def _figures(figures: Mapping[str, float]) -> str:
+    if "ap" in figures:
+        return f"{figures['ap']:.1f}"
+    return " ".join(f"{k[3:].upper()} {v:.1f}" for k, v in figures.items() if k.startswith("ap_"))
+
+
+def states(plan: Plan, chosen: Container[tuple[str, int]]) -> str:
+    """How far each run of a plan is that is asked for, as rows with seeds."""
     grid = _grid("row", "seed", "state", "folder")
-    done = 0
-    for run in plan.runs:
+    done, runs = 0, [run for run in plan.runs if (run.row, run.seed) in chosen]
+    for run in runs:
         state = status.of(run)
         done += state.kind == "done"
         # the folder's two last parts do not say what the columns do not
         grid.add_row(run.row, str(run.seed), state.text, run.folder.name)
-    return f"{done} of {len(plan.runs)} runs done in {plan.folder}\n\n{render(grid)}"
+    return f"{done} of {len(runs)} runs done in {plan.folder}\n{render(grid)}"
 
 
 def _grid(*columns: str) -> Grid:

@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ class Run:
         folder: Where everything of it lies.
         setting: Fingerprint of config, options, seed and data.
         code: Fingerprint of the code.
+        gpus: GPUs of the recipe.
         processes: Processes that train it, one a GPU, over all machines.
         images_per_update: Images that one step of the optimizer sees.
         baseline: Name of the row that it is compared with.
@@ -73,6 +75,7 @@ class Run:
     folder: Path
     setting: str
     code: str
+    gpus: int
     processes: int
     images_per_update: int
     baseline: str | None
@@ -206,14 +209,23 @@ def make(
         "versions": fingerprint.versions(),
     }
     runs: dict[Run, str] = {}
+    said: set[str] = set()
     for row in table.rows:
         progress(f"reading {row.name}")
         try:
-            # it warns of options that the table means
-            with contextlib.redirect_stderr(io.StringIO()):
+            # what it warns of is the same for many rows
+            with contextlib.redirect_stderr(io.StringIO()) as warned:
                 runs |= _runs(row, table, out, machine, data_root, options or {}, checksums, shared)
         except (PreflightError, ValueError) as error:
-            raise ValueError(f"row {row.name}: {error}") from None
+            reason = str(error).replace("--cfg-options data_root=", "--data-root ")
+            made = f"; 'reproduce.py run {table.path.stem}' makes it" if table.prepare else ""
+            missing = "does not exist" in reason and not data_root
+            raise ValueError(f"row {row.name}: {reason}{made if missing else ''}") from None
+        for line in warned.getvalue().splitlines():
+            # the table's own options are meant
+            if line not in said and any(key in line for key in options or ()):
+                said.add(line)
+                print(line, file=sys.stderr)
     plan = Plan(
         table=table.name,
         path_of_table=table.path.resolve(),
@@ -290,6 +302,7 @@ def _runs(
             folder=folder,
             setting=setting,
             code=shared["code"],
+            gpus=processes * accumulate,
             processes=processes,
             images_per_update=_batch(config) * processes * accumulate,
             baseline=row.baseline,
@@ -399,7 +412,8 @@ def _data(config: Any, checksums: fingerprint.Checksums) -> dict[str, Any]:
     evaluators = [m for m in config_file.maps(config.test_evaluator) if m.get("type")]
     if len(evaluators) != 1 or evaluators[0].type != "mmattn.CocoSizeMetric":
         raise ValueError(
-            "its test_evaluator is expected to be one dict(type='mmattn.CocoSizeMetric')"
+            "its test_evaluator is expected to be one dict(type='mmattn.CocoSizeMetric'): set "
+            "test_evaluator.type: mmattn.CocoSizeMetric in the table's options"
         )
     return {
         "annotations": str(Path(test[0]).resolve()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import time
 from pathlib import Path
 
@@ -49,16 +50,24 @@ def of(run: Run) -> State:
     if run.missing:
         return State("missing", f"needs {run.missing}", 0.0)
     if run.results_of_other_code():
-        return State("other code", "done with other code", fraction)
+        return State("other code", "done with other code (--any-code takes it)", fraction)
     if trained:
         return State("interrupted", "trained, not evaluated", 1.0)
     if step:
         return State("interrupted", f"interrupted at {where}", fraction)
-    return State("waiting", "waiting", 0.0)
+    # options and data are part of what a run is
+    others = len(list(run.folder.parent.glob("*/result.json")))
+    noted = f" ({others} done with other options or data)" if others else ""
+    return State("waiting", f"waiting{noted}", 0.0)
 
 
 def _step(run: Run) -> int:
-    """Epochs or iterations that were begun or logged, from the newest log of the training."""
+    """Epochs or iterations: those in the newest log, or the last that was saved."""
+    pointer = run.folder / "work" / "last_checkpoint"
+    saved = 0
+    with contextlib.suppress(OSError):
+        number = re.search(r"(\d+)\.pth\s*$", pointer.read_text())
+        saved = int(number[1]) if number else 0
     logs = sorted((run.folder / "work").glob("*/vis_data/scalars.json"))
     for log in reversed(logs):
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -68,8 +77,8 @@ def _step(run: Run) -> int:
             for line in reversed(lines):
                 with contextlib.suppress(ValueError):
                     last = json.loads(line)
-                    return int(last.get(run.unit, last["step"]))
-    return 0
+                    return max(saved, int(last.get(run.unit, last["step"])))
+    return saved
 
 
 def _json(path: Path) -> dict:

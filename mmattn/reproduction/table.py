@@ -82,7 +82,7 @@ class Table:
         """Rows, with seeds, whose name or label contains one of ``patterns``, and their baselines.
 
         Args:
-            patterns: Parts of names; None: all rows.
+            patterns: Names or labels, or parts of names; None: all rows.
             seeds: Seeds; None: all of a row.
 
         Raises:
@@ -92,15 +92,18 @@ class Table:
         if patterns:
             names = set()
             for pattern in patterns:
-                fitting = [
-                    row
-                    for row in self.rows
-                    if pattern.lower() in row.name.lower() or pattern.lower() == row.label.lower()
-                ]
+                # a whole name or label before a part of one
+                fitting = (
+                    [row for row in self.rows if row.name == pattern]
+                    or [row for row in self.rows if row.label.lower() == pattern.lower()]
+                    or [row for row in self.rows if pattern.lower() in row.name.lower()]
+                )
                 if not fitting:
+                    every = [row.name for row in self.rows]
+                    near = difflib.get_close_matches(pattern, every, 1)
                     raise ValueError(
                         f"table {self.name} has no row with {pattern!r} in its name; "
-                        f"its rows: {', '.join(row.name for row in self.rows)}"
+                        + (f"did you mean {near[0]}?" if near else f"its rows: {', '.join(every)}")
                     )
                 names |= {row.name for row in fitting}
                 names |= {row.baseline for row in fitting if row.baseline}
@@ -147,9 +150,9 @@ def find(name: str) -> Path:
         return tables[name.removesuffix(".yml")]
     near = difflib.get_close_matches(path.stem, tables, 1, 0.5)
     raise FileNotFoundError(
-        f"table {name} does not exist"
-        + (f"; did you mean {near[0]}?" if near else "")
-        + f" mmattn comes with {', '.join(tables)}"
+        f"table {name} does not exist; "
+        + (f"did you mean {near[0]}? " if near else "")
+        + f"mmattn comes with {', '.join(tables)}"
     )
 
 
@@ -200,10 +203,15 @@ def _row(row: Any, defaults: dict, short: dict, published: list[Published], path
     config = str(row["config"])
     file = root() / config
     if "::" not in config:
-        # a table of one's own names configs from where one stands; ours, from the repository
-        if not file.is_file() and not Path(config).is_file():
-            raise ValueError(f"{where}: config {config} does not exist")
-        config = str(file if file.is_file() else Path(config).resolve())
+        # ours are in the repository; those of one's own are where one stands, or by the table
+        places = [file, Path(config), path.parent / config]
+        there = [place for place in places if place.is_file()]
+        if not there:
+            raise ValueError(
+                f"{where}: config {config} does not exist in {root()}, {Path.cwd()} or "
+                f"{path.resolve().parent}"
+            )
+        config = str(there[0].resolve())
     of_config = [p for p in published if f"configs/{p.config}.py" == str(row["config"])]
     # figures of the config are not those of another model
     changed = any(key.split(".")[0] == "model" for key in row.get("options") or ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import importlib.util
 import os
 import signal
@@ -11,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -167,14 +168,46 @@ def snakemake_command(
     ]  # fmt: skip
 
 
-def write_report(plan: Plan, replicates: int = 1000, images: Path | None = None) -> list[Path]:
-    """The report of a plan's table, with what is done so far."""
+def write_report(
+    plan: Plan,
+    replicates: int = 1000,
+    images: Path | None = None,
+    rows: Collection[str] | None = None,
+) -> list[Path]:
+    """The report of a plan's table, with what is done so far.
+
+    Args:
+        plan: The plan.
+        replicates: Resamples of the images.
+        images: Folder of the image files, to show those that differ most.
+        rows: Only these rows; None: all.
+
+    Raises:
+        ValueError: Nothing of it is done, and there are results of other options, data or code.
+    """
+    if not any(plan.result_of(run) for run in plan.runs):
+        others = [run.name for run in plan.runs if list(run.folder.parent.glob("*/result.json"))]
+        if others:
+            raise ValueError(
+                f"nothing is done with these options, data and code; {len(others)} runs are with "
+                f"others ({others[0]} ...): give the --cfg-options and --data-root that they were "
+                "run with, or --any-code for results of another version"
+            )
     from mmattn.reproduction import report
 
     table = tables.load(plan.path_of_table, plan.quick)
+    chosen = {run.row: run for run in plan.runs if rows is None or run.row in rows}
+    # with the options of the command line, which the table does not know
+    own = {name: run.record["options"] for name, run in chosen.items()}
+    shown = [
+        dataclasses.replace(row, options=own[row.name]) for row in table.rows if row.name in own
+    ]
+    table = dataclasses.replace(table, rows=tuple(shown))
     of_row = {row.name: {} for row in table.rows}
     states = {row.name: {} for row in table.rows}
     for run in plan.runs:
+        if run.row not in of_row:
+            continue
         result = plan.result_of(run)
         if result is not None:
             of_row[run.row][run.seed] = result
@@ -196,6 +229,12 @@ def _environment(submitted: bool = False) -> dict[str, str]:
 def _watch(plan: Plan, process: subprocess.Popen, say: Callable[[str], None]) -> None:
     console = Console()
     said: dict[str, str] = {}
+    states = {run.name: status.of(run) for run in plan.chosen}
+    begun = {
+        name: state.text.removeprefix("interrupted at ")
+        for name, state in states.items()
+        if state.kind == "interrupted" and state.fraction < 1
+    }
     with contextlib.ExitStack() as stack:
         live = None
         if console.is_terminal:
@@ -208,6 +247,8 @@ def _watch(plan: Plan, process: subprocess.Popen, say: Callable[[str], None]) ->
             for name, state in () if live else states.items():
                 # one line for a stage, not for every iteration, nor for the moment between two
                 new = state.text if state.kind != "running" else state.text.split()[0]
+                if state.kind == "running" and name in begun and new == "training":
+                    new = f"training, on from {begun[name]}"
                 if state.kind != "interrupted" and said.get(name, "waiting") != new:
                     done = sum(one.kind == "done" for one in states.values())
                     say(f"[{done}/{len(states)}] {name}: {new}")

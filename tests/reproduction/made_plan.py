@@ -104,7 +104,7 @@ def make_plan(folder: Path, runs: dict[str, dict], machine: Machine | None = Non
                   "git_commit": None, "git_dirty": False, "versions": {}}  # fmt: skip
         made.append(
             Run(row=row, seed=int(seed or 0), folder=where, setting="a" * 64, code=code,
-                processes=settings.get("processes", 1), images_per_update=16,
+                gpus=1, processes=settings.get("processes", 1), images_per_update=16,
                 baseline=None, total=3, unit="epoch", missing="", record=record)
         )  # fmt: skip
     plan = Plan(

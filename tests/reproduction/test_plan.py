@@ -222,15 +222,39 @@ def test_reproduce_py_says_what_it_would_do(tmp_path, data, monkeypatch, capsys)
     ]
     path = tmp_path / "t.yml"
     path.write_text(yaml.safe_dump({"title": "T", "rows": rows}))
+    coco = tmp_path / "coco.yml"
+    coco.write_text(yaml.safe_dump({"title": "T", "rows": [{"config": COCO}]}))
     common = [str(path), "--out", out, "--data-root", root, "--cpu"]
-    reproduce.main(["run", *common, "--rows", "other", "--dry-run"])
+    reproduce.main(["run", *common, "--rows", "other", "--dry-run", "--at-once", "3"])
     said = capsys.readouterr().out
-    assert "1 of 1 runs to do" in said
-    assert "other seed 0: 4 iters, 1 processes" in said
+    assert "1 of 1 run to do" in said
+    assert "on the CPU, 3 runs at a time" in said
+    assert "other seed 0: 4 iters, 1 process\n" in said
+    reproduce.main(
+        ["run", *common, "--rows", "plain", "--dry-run", "--cfg-options", "train_cfg.max_itrs=4"]
+    )
+    assert "did you mean train_cfg.max_iters?" in capsys.readouterr().err
     reproduce.main(["status", *common])
     said = capsys.readouterr().out
     assert "0 of 3 runs done" in said
     assert said.count("waiting") == 2
+    # a result of other options is not shown as this one's, and not passed over in silence
+    other = tmp_path / "out" / "t" / "plain" / "seed0" / "0-0" / "result.json"
+    other.parent.mkdir(parents=True)
+    other.write_text("{}")
+    reproduce.main(["status", *common, "--rows", "plain"])
+    said = capsys.readouterr().out
+    assert "waiting (1 done with other options or data)" in said
+    assert "0 of 1 runs done" in said
+    with pytest.raises(SystemExit):
+        reproduce.main(["report", *common])
+    assert "1 runs are with others (plain seed 0 ...): give the --cfg-options" in (
+        capsys.readouterr().err
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(SystemExit):
+        reproduce.main(["run", str(coco), "--out", out, "--data-root", root, "--dry-run"])
+    assert "no GPU was found, and these recipes are for 8: --cpu" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         reproduce.main(["run", *common])
     assert ended.value.code == 1
