@@ -1,8 +1,11 @@
 """The config files that tests run over: what their names say, and a sample of them."""
 
 import copy
+import functools
 import re
 from pathlib import Path
+
+from mmengine import Config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = sorted((CONFIGS / "demo").glob("*.py"))
@@ -18,6 +21,12 @@ NAME = re.compile(
     r"-c(?P<first>\d)(?:-c(?P<last>\d))?)?(?P<pre>-pre)?_(?P<neck>fpn)"
     r"_(?P<recipe>(?:pi-)?(?:\dxb\d-)?)(?P<schedule>[12]x|20e|\d+it)_(?P<dataset>coco|shapes)"
 )
+
+
+@functools.cache
+def load(path):
+    """A parsed config, the same for all tests of a process: not to be written to."""
+    return Config.fromfile(path)
 
 
 def parse(path):
@@ -43,16 +52,30 @@ def cover(paths):
 
 
 def narrow(config):
-    """A copy of a config whose model is a quarter as wide, where that is possible."""
+    """A copy of a config whose model is a quarter as wide or less, where that is possible."""
     config = copy.deepcopy(config)
     backbone, neck = config.model.backbone, config.model.get("neck")
     if "depth" in backbone and "base_channels" not in backbone:
         # the two branches of SK have 32 groups
         backbone.base_channels = 32 if backbone.type == "mmattn.SKResNet" else 16
         neck.in_channels = [backbone.base_channels * 4 * 2**i for i in range(4)]
-    if "rpn" in config.model.test_cfg:
-        config.model.test_cfg.rpn.max_per_img = 20
-    heads = config.model.get("roi_head", {}).get("bbox_head", [])
-    for head in heads if isinstance(heads, list) else [heads]:
-        head.fc_out_channels = 16
+    model = config.model
+    if "rpn" in model.test_cfg:
+        model.test_cfg.rpn.max_per_img = 20
+    roi = model.get("roi_head", {})
+    for part in (neck, model.get("rpn_head"), model.get("bbox_head"), *_dicts(roi)):
+        for key in ("feat_channels", "conv_out_channels", "in_channels", "out_channels"):
+            if part and part.get(key) == 256:
+                part[key] = 32
+            if part and "fc_out_channels" in part:
+                part.fc_out_channels = 16
     return config
+
+
+def _dicts(node):
+    """All dicts below one."""
+    for value in node.values():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict):
+                yield item
+                yield from _dicts(item)

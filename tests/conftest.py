@@ -39,6 +39,7 @@ ONCE = (
     "reproduction/test_workflow.py",
     "tools/test_analyze_training.py",
     "tools/test_ap_by_size.py",
+    "test_mixed_precision.py",
     "test_pretraining.py",
     "tools/test_benchmark",
     "tools/test_draw_folders.py",

@@ -3,6 +3,7 @@
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import mmattn.convs
 import mmattn.plugins
 from mmattn.registry import MODELS
 
@@ -61,6 +62,33 @@ CASES = [
     (name, arguments) for name in sorted(PLUGINS) for arguments in [{}, *VARIANTS.get(name, [])]
 ]
 IDS = [f"{name}({', '.join(f'{k}={v}' for k, v in args.items())})" for name, args in CASES]
+
+# the convolution layers; arguments beside the defaults
+CONV_VARIANTS = {
+    "CondConv2d": [dict(experts=2)],
+    "DRConv2d": [
+        dict(regions=4, generator="paper", bias=False),
+        dict(regions=4, generator="paper", base_filter=True),
+        dict(regions=4, templates=2, guide_candidates=2, guide_kernel_size=3, stride=2),
+    ],
+    "GCTConv2d": [dict(norm="l1", gate="sigmoid")],
+    "SKConv2d": [dict(branch_groups=4, ratio=4, bias=False)],
+}
+CONV_CASES = [
+    (name, arguments)
+    for name in sorted(mmattn.convs.__all__)
+    for arguments in [{}, *CONV_VARIANTS.get(name, [])]
+]
+CONV_IDS = [
+    f"{name}({', '.join(f'{k}={v}' for k, v in args.items())})" for name, args in CONV_CASES
+]
+
+
+def layer(name, arguments, channels=64):
+    """A plug-in, or a 3 x 3 convolution, on that many channels."""
+    if name in PLUGINS:
+        return PLUGINS[name](channels, **arguments)
+    return getattr(mmattn.convs, name)(channels, channels, 3, padding=1, **arguments)
 
 
 def scramble(module, seed=0):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import mmattn
+from mmattn.checkpoints.files import allow_training_state
 from mmattn.hooks._seeded_batches import SeededBatch
 from tests.hooks.resumed_training import EXACTLY, Losses, Pairs, Stop, build
 
@@ -272,6 +273,7 @@ def test_a_killed_process(loop, tmp_path):
     assert "SIGKILL" in outcome["said"]
     assert outcome["seconds"] < 60
     assert outcome["last"].endswith("iter_5.pth" if argv else "epoch_2.pth")
+    allow_training_state()
     final = "iter_12.pth" if argv else "epoch_4.pth"
     one, two = (
         torch.load(tmp_path / name / final, weights_only=True) for name in ("straight", "killed")

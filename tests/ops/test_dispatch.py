@@ -512,8 +512,14 @@ def test_gradients_in_batches(name, variant, backend):
 
 @pytest.mark.parametrize(
     ("name", "variant"),
-    # each tracing takes seconds, and follows the operator, not its options
-    [pytest.param(*m, marks=[pytest.mark.slow] * (m not in FIRST_MODULES)) for m in MODULES],
+    # each tracing takes seconds, and follows the operator, not its options: by default gc, sge, and
+    # CBAM, in which cbam is
+    [
+        pytest.param(
+            *m, marks=[pytest.mark.slow] * (m not in FIRST_MODULES or m[0] in ("cbam", "se", "gct"))
+        )
+        for m in MODULES
+    ],
     ids=[": ".join(m) for m in MODULES],
 )
 def test_compiled_autograd(name, variant, monkeypatch):
@@ -674,8 +680,20 @@ class Counter:
         return torch.compile(module, backend=self.counter, fullgraph=True)
 
 
-@every_first_module
-@every_backend
+COMPILED = ("gc", "sge")
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "backend"),
+    # kernels are one opaque operator each, and compiled alike: by default two, the others are
+    # traced by test_custom_operators
+    [
+        pytest.param(*m, b, marks=[pytest.mark.slow] * (b == "triton" and m[0] not in COMPILED))
+        for m in FIRST_MODULES
+        for b in ("eager", "triton")
+    ],
+    indirect=["backend"],
+)
 def test_compile(name, variant, backend):
     """One graph; maps of a second size make it dynamic, and no further size compiles again."""
     dtype = DTYPES[backend]
@@ -742,8 +760,13 @@ def test_custom_operators(name, variant):
         pytest.skip(reason)
     inputs = draw_inputs(name, variant, SHAPE, torch.float32)
     tensors, options = list(inputs.tensors), repr(inputs.options)
+    # tracing with unknown sizes takes seconds, and test_compile does it as well
+    light = ("test_schema", "test_faketensor", "test_autograd_registration")
+    tests = light if name in COMPILED else "ALL"
     torch.library.opcheck(
-        getattr(torch.ops.mmattn, f"{name}_forward").default, (inputs.x, tensors, options)
+        getattr(torch.ops.mmattn, f"{name}_forward").default,
+        (inputs.x, tensors, options),
+        test_utils=tests,
     )
     y, *saved = getattr(torch.ops.mmattn, f"{name}_forward")(inputs.x, tensors, options)
     assert y.shape == inputs.x.shape
@@ -752,7 +775,7 @@ def test_custom_operators(name, variant):
         torch.library.opcheck(
             getattr(torch.ops.mmattn, f"{name}_backward").default,
             (inputs.dy, inputs.x, tensors, saved, options, needs),
-            test_utils="ALL" if needs[0] and needs[1] else ("test_schema", "test_faketensor"),
+            test_utils=tests if needs[0] and needs[1] else ("test_schema", "test_faketensor"),
         )
 
 

@@ -100,6 +100,7 @@ def test_srun_tests(call):
     assert out[-8:] == [*tail, "--tta"]
 
 
+@pytest.mark.once
 def test_two_processes_train_together(tmp_path):
     draw = [sys.executable, TOOLS / "dataset" / "draw_shapes.py", tmp_path / "shapes"]
     subprocess.run([*draw, "--train", "8", "--val", "3", "--size", "224"], check=True)

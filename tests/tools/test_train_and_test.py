@@ -1,14 +1,22 @@
-"""tools/train.py and tools/test.py as a user runs them: what is said, and with which status?"""
+"""tools/train.py and tools/test.py as a user runs them: what is said, and with which status?
 
+A test and an interrupted training start a process; the others call ``main`` in this one.
+"""
+
+import contextlib
+import importlib.util
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
+from mmdet.visualization import DetLocalVisualizer
 
 from mmattn.inspection import checkpoint_file
 
@@ -18,8 +26,8 @@ SGE = "mmattn::demo/faster-rcnn_r50w16-sge-c2-c5_fpn_600it_shapes.py"
 RETINANET = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
 TINY = [
     "train_dataloader.batch_size=2",
-    "train_dataloader.num_workers=0",
-    "train_dataloader.persistent_workers=False",
+    *[f"{name}_dataloader.num_workers=0" for name in ("train", "val", "test")],
+    *[f"{name}_dataloader.persistent_workers=False" for name in ("train", "val", "test")],
     "default_hooks.logger.interval=1",
     "default_hooks.checkpoint.interval=1",
 ]
@@ -29,16 +37,39 @@ def command(tool, *argv):
     return [sys.executable, TOOLS / tool, *map(str, argv)]
 
 
-def run(cwd, tool, *argv, **env):
+def start(cwd, tool, *argv):
     return subprocess.run(
         command(tool, *argv),
         cwd=cwd,
-        env={**os.environ, "MMDET_DATASETS": "", **env},
+        env={**os.environ, "MMDET_DATASETS": ""},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+def run(cwd, tool, *argv):
+    """``start`` in this process, which has imported everything."""
+    spec = importlib.util.spec_from_file_location(f"run_{tool[:-3]}", TOOLS / tool)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.chdir(cwd)
+        patch.setenv("MMDET_DATASETS", "")
+        # else it would write into the folder of an earlier run
+        patch.setattr(DetLocalVisualizer, "_instance_dict", OrderedDict())
+        patch.setattr(sys, "argv", [tool, *map(str, argv)])
+        try:
+            module.main()
+        except SystemExit as end:
+            status = end.code
+    return subprocess.CompletedProcess(argv, status, out.getvalue(), err.getvalue())
 
 
 def tiny(iterations):
@@ -68,6 +99,7 @@ def errs(done, said, status=1):
     assert re.search(said, done.stderr.splitlines()[-1]), done.stderr
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -90,6 +122,7 @@ def test_a_mistake_is_one_line_before_anything_starts(tmp_path, argv, said):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.once
 def test_arguments_that_a_module_refuses_are_one_line(folder):
     child = folder / "seven.py"
     child.write_text(
@@ -100,11 +133,13 @@ def test_arguments_that_a_module_refuses_are_one_line(folder):
     errs(done, "cannot be built: .*SGE expects groups that divide in_channels=64, got groups=7")
 
 
+@pytest.mark.once
 def test_options_that_are_no_pairs(tmp_path):
     done = run(tmp_path, "train.py", PLAIN, "--cfg-options", "data_root")
     errs(done, "--cfg-options expects key=value pairs, got 'data_root'", status=2)
 
 
+@pytest.mark.once
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_mixed_precision_without_a_gpu(tmp_path):
     errs(run(tmp_path, "train.py", PLAIN, "--amp"), "--amp needs a GPU")
@@ -121,6 +156,7 @@ def test_a_training_names_its_files(folder, trained):
     assert "base_channels" in (folder / named["log"]).read_text()
 
 
+@pytest.mark.once
 def test_a_complete_training_is_not_repeated(folder, trained):
     before = sorted(folder.glob("work/*"))
     done = run(folder, "train.py", SGE, "--work-dir", "work", "--resume", *tiny(2))
@@ -141,14 +177,16 @@ def test_a_test_takes_the_newest_checkpoint_of_a_work_dir(folder, trained):
     assert (folder / "work" / "out.pkl").is_file()
 
 
+@pytest.mark.once
 def test_a_checkpoint_of_another_module_is_named(folder, trained):
-    done = run(folder, "test.py", PLAIN, "work/iter_2.pth", *tiny(2))
+    done = start(folder, "test.py", PLAIN, "work/iter_2.pth", *tiny(2))
     errs(
         done,
         r"backbone\.layer1\.0\.sge\.weight.*it was trained with, work/faster-rcnn_r50w16-sge",
     )
 
 
+@pytest.mark.once
 def test_a_test_without_its_checkpoint(folder, tmp_path):
     errs(run(folder, "test.py", SGE, "gone.pth", *tiny(2)), r"checkpoint gone\.pth does not exist")
     errs(run(folder, "test.py", SGE, tmp_path, *tiny(2)), "has no whole checkpoint")
@@ -170,12 +208,14 @@ def test_a_resumed_training_passes_over_a_damaged_checkpoint(folder, trained):
     assert checkpoint_file.read(str(work / "iter_3.pth"))["meta"]["iter"] == 3
 
 
+@pytest.mark.once
 def test_a_checkpoint_of_another_optimizer_is_named(folder, trained):
     options = [*tiny(3), "optim_wrapper.paramwise_cfg.bias_decay_mult=0."]
     done = run(folder, "train.py", SGE, "--work-dir", "work", "--resume", *options)
     errs(done, "was saved with another optimizer")
 
 
+@pytest.mark.once
 def test_ctrl_c_says_how_to_go_on(folder):
     process = subprocess.Popen(
         command("train.py", SGE, "--work-dir", "interrupted", *tiny(1000)),
