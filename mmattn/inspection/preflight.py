@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from urllib.error import URLError
 
 from mmattn.checkpoints.files import CheckpointError
 from mmattn.datasets import corrupt_images
@@ -63,6 +64,8 @@ def guard(tool: str, resumable: bool = False):
         # in whichever process: one that writes its own piece may be the only one without room
         raise SystemExit(f"{tool}: {error}") from error
     except BaseException as error:
+        if isinstance(error, URLError) and os.environ.get("MMATTN_TRACEBACK") != "1":
+            _exit(f"{tool}: {_no_network(error)}", 1)
         # Ctrl-C ends the loader's workers too, and PyTorch may report that in its place
         if not (interrupted or isinstance(error, KeyboardInterrupt)):
             raise
@@ -73,6 +76,15 @@ def guard(tool: str, resumable: bool = False):
         _exit(f"{tool}: interrupted", 130)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _no_network(error: URLError) -> str:
+    return (
+        f"a file cannot be downloaded ({error.reason}), pre-trained weights most likely: run it "
+        "once where there is a network (they are kept in ~/.cache/torch/hub/checkpoints), or name "
+        "a file: --cfg-options model.backbone.init_cfg.checkpoint=/path/to/resnet50.pth "
+        "(MMATTN_TRACEBACK=1 shows where)"
+    )
 
 
 def _leave_group() -> None:

@@ -42,7 +42,8 @@ def check_installed(slurm: bool = False) -> None:
             + (
                 f"needs Python 3.11 or later; this is {sys.version_info[0]}.{sys.version_info[1]}"
                 if old
-                else "is not installed: pip install 'mmattn[reproduce]'"
+                else "is not installed: pip install 'mmattn[reproduce]', in a checkout "
+                "-e '.[reproduce]'"
             )
         )
 

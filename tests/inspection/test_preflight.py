@@ -158,3 +158,14 @@ def test_an_annotation_file_that_is_not_json(coco):
     cfg = config_file.load(RETINANET, {"data_root": str(coco)})
     with pytest.raises(PreflightError, match=r"train2017\.json of .* is not JSON: .*image,x,y"):
         preflight.check_data(cfg, ("train",))
+
+
+def test_a_download_without_a_network_ends_in_a_sentence(capsys):
+    from urllib.error import URLError
+
+    with pytest.raises(SystemExit) as ended, preflight.guard("train.py"):
+        raise URLError(OSError(-2, "Name or service not known"))
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("train.py: a file cannot be downloaded ([Errno -2] Name or service not")
+    assert "init_cfg.checkpoint=" in said
