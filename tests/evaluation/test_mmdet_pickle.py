@@ -344,13 +344,13 @@ def places(payload):
         yield [{"img_id": 1, "pred_instances": {**sample()["pred_instances"], "bboxes": tensor}}]
 
 
-def opcodes(command):
-    """``os.system(command)`` in each of the ways that pickle has to say it."""
-    text = f"S{command!r}\n".encode()
-    yield b"cposix\nsystem\n(" + text + b"tR."
-    yield b"\x80\x02(" + text + b"iposix\nsystem\n."  # INST
-    yield b"\x80\x02(cposix\nsystem\n" + text + b"o."  # OBJ
-    yield b"\x80\x04\x8c\x05posix\x8c\x06system\x93(" + text + b"tR."  # STACK_GLOBAL
+def opcodes(path):
+    """``os.mkdir(path)`` in each of the ways that pickle has to say it."""
+    text = f"S{path!r}\n".encode()
+    yield b"cposix\nmkdir\n(" + text + b"tR."
+    yield b"\x80\x02(" + text + b"iposix\nmkdir\n."  # INST
+    yield b"\x80\x02(cposix\nmkdir\n" + text + b"o."  # OBJ
+    yield b"\x80\x04\x8c\x05posix\x8c\x06mkdir\x93(" + text + b"tR."  # STACK_GLOBAL
 
 
 @pytest.mark.parametrize(
@@ -386,17 +386,16 @@ def test_what_is_not_on_the_list_is_refused_by_name(tmp_path, call):
 def test_no_code_of_a_file_is_run(tmp_path):
     """Each of these files leaves a mark when pickle reads it, and none when we do."""
     mark = tmp_path / "mark"
-    command = f"touch {mark}"
-    files = [pickle.dumps(x, protocol=2) for x in places(Payload(os.system, command))]
-    files += opcodes(command)
+    files = [pickle.dumps(x, protocol=2) for x in places(Payload(os.mkdir, str(mark)))]
+    files += opcodes(str(mark))
     assert len(files) == 11
     for content in files:
         with contextlib.suppress(Exception):  # some fail once the payload has run
             pickle.loads(content)
         assert mark.exists()
-        mark.unlink()
+        mark.rmdir()
         (tmp_path / "x.pkl").write_bytes(content)
-        with pytest.raises(ValueError, match=r"holds (posix|nt)\.system, which"):
+        with pytest.raises(ValueError, match=r"holds (posix|nt)\.mkdir, which"):
             read_mmdet_pickle(tmp_path / "x.pkl", CATEGORIES)
         assert not mark.exists()
 
