@@ -350,7 +350,7 @@ def opcodes(path):
     yield b"cposix\nmkdir\n(" + text + b"tR."
     yield b"\x80\x02(" + text + b"iposix\nmkdir\n."  # INST
     yield b"\x80\x02(cposix\nmkdir\n" + text + b"o."  # OBJ
-    yield b"\x80\x04\x8c\x05posix\x8c\x06mkdir\x93(" + text + b"tR."  # STACK_GLOBAL
+    yield b"\x80\x04\x8c\x05posix\x8c\x05mkdir\x93(" + text + b"tR."  # STACK_GLOBAL
 
 
 @pytest.mark.parametrize(
