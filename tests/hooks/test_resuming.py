@@ -270,7 +270,8 @@ def test_a_killed_process(loop, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     outcome = json.loads((tmp_path / "outcome.json").read_text())
-    assert "SIGKILL" in outcome["said"]
+    # what torchrun saw first: the kill, or the other process that misses its peer
+    assert re.search("SIGKILL|Connection closed by peer|Connection reset", outcome["said"])
     assert outcome["seconds"] < 60
     assert outcome["last"].endswith("iter_5.pth" if argv else "epoch_2.pth")
     allow_training_state()
