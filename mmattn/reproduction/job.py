@@ -27,7 +27,6 @@ from mmattn.evaluation.files import write_text
 from mmattn.reproduction import devices, fingerprint, nodes
 from mmattn.reproduction import plan as plans
 from mmattn.reproduction.plan import Plan, Run
-from mmattn.reproduction.table import root
 
 HEARTBEAT = 5  # seconds between signs of life, in running.json
 FRONT = "MMATTN_REPRODUCE_FRONT"  # host:pid of the process that shows the progress
@@ -234,10 +233,7 @@ def _execute(plan: Plan, run: Run, what: str, arguments: list[str]) -> dict[str,
     log, sign = run.folder / f"{what}.log", run.folder / "running.json"
     machine = plan.machine
     here = run.processes // machine.nodes
-    environment = os.environ | {"OMP_NUM_THREADS": str(machine.threads)}
-    # root() has mmattn beside configs/ in a checkout; installed, it is found anyway
-    path = [str(root()), environment.get("PYTHONPATH")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    environment = nodes.environment_with_mmattn(OMP_NUM_THREADS=str(machine.threads))
     with contextlib.ExitStack() as stack:
         taken = _devices(here, machine, stack) if machine.devices else []
         if taken:

@@ -110,10 +110,7 @@ def follow(
             continue
         done.add(state["id"])
         say(f"joining {' '.join(state['work'][:2])}")
-        environment = os.environ | {"OMP_NUM_THREADS": str(machine.threads)}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [str(root()), environment.get("PYTHONPATH")])
-        )
+        environment = environment_with_mmattn(OMP_NUM_THREADS=str(machine.threads))
         if machine.devices:
             if len(machine.devices) < state["processes"]:
                 raise ValueError(
@@ -170,10 +167,16 @@ def _now(log: Path) -> float:
     return log.stat().st_mtime
 
 
-def die_with_parent() -> None:
+def environment_with_mmattn(**more: str) -> dict[str, str]:
+    """The environment of a process that imports this mmattn: beside configs/ in a checkout."""
+    path = [str(root()), os.environ.get("PYTHONPATH")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path)), **more}
+
+
+def die_with_parent(sent: int = signal.SIGTERM) -> None:
     """Linux: who is killed does not leave a training behind, holding a GPU."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(1, sent)
 
 
 def end(process: subprocess.Popen) -> None:

@@ -207,10 +207,8 @@ def _row(row: Any, defaults: dict, short: dict, published: list[Published], path
         places = [file, Path(config), path.parent / config]
         there = [place for place in places if place.is_file()]
         if not there:
-            raise ValueError(
-                f"{where}: config {config} does not exist in {root()}, {Path.cwd()} or "
-                f"{path.resolve().parent}"
-            )
+            looked = dict.fromkeys(map(str, (root(), Path.cwd(), path.resolve().parent)))
+            raise ValueError(f"{where}: config {config} does not exist in {' or '.join(looked)}")
         config = str(there[0].resolve())
     of_config = [p for p in published if f"configs/{p.config}.py" == str(row["config"])]
     # figures of the config are not those of another model

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
+import functools
 import importlib.util
 import os
 import signal
@@ -107,7 +107,8 @@ def execute(
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            preexec_fn=_end_with_parent, env=_environment(slurm is not None),
+            preexec_fn=functools.partial(nodes.die_with_parent, signal.SIGINT),
+            env=_environment(slurm is not None),
         )  # fmt: skip
         try:
             _watch(plan, process, say)
@@ -220,8 +221,7 @@ def write_report(
 
 
 def _environment(submitted: bool = False) -> dict[str, str]:
-    path = [str(tables.root()), os.environ.get("PYTHONPATH")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+    environment = nodes.environment_with_mmattn()
     # jobs that a cluster runs outlive the front
     environment.pop(FRONT, None)
     return environment | ({} if submitted else {FRONT: f"{socket.gethostname()}:{os.getpid()}"})
@@ -283,9 +283,3 @@ def _stop(process: subprocess.Popen) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=patience)
             return
-
-
-def _end_with_parent() -> None:
-    """Linux: a front that is killed takes its workflow along."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGINT)
