@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmattn.backbones.checkpointing import running_statistics_kept
 from mmattn.convs.drconv import DRConv2d
+from mmattn.plugins._statistics import running_statistics_kept
 from mmattn.plugins.base import check_choice, check_positive_int
 from mmattn.registry import MODELS
 

@@ -15,9 +15,11 @@ from mmdet.models.backbones.resnet import Bottleneck
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mmattn.backbones.checkpointing import running_statistics_kept
-from mmattn.convs.sk_conv import choice_layers, select_kernel
+from mmattn.convs.base import run_in_dtype_of
+from mmattn.convs.sk_conv import branch_shares, choice_layers, mean_of_branches, select_kernel
+from mmattn.plugins._statistics import running_statistics_kept
 from mmattn.plugins.base import build_norm, check_positive_int
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 
@@ -66,13 +68,30 @@ class SKBottleneck(Bottleneck):
             context_fn=lambda: (nullcontext(), running_statistics_kept(self)),
         )
 
-    def _forward(self, x: Tensor) -> Tensor:
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """The shares of the two branches in each channel of conv2, (N, 2, planes)."""
+        return run_in_dtype_of(x, self, lambda block: branch_shares(*block._branches(x), block))
+
+    def without_attention(self, x: Tensor) -> Tensor:
+        """What the block would give without a choice: all shares 1/2.
+
+        Args:
+            x: Feature map (N, C, H, W).
+
+        Returns:
+            (N, 4 planes, H', W').
+        """
+        return self._forward(x, mean_of_branches)
+
+    def _branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.relu(self.norm1(self.conv1(x)))
         if self.with_plugins:
             y = self.forward_plugin(y, self.after_conv1_plugin_names)
-        d1 = self.relu(self.norm2(self.conv2(y)))
-        d2 = self.relu(self.bn2g(self.conv2g(y)))
-        y = select_kernel(d1, d2, self)
+        return self.relu(self.norm2(self.conv2(y))), self.relu(self.bn2g(self.conv2g(y)))
+
+    def _forward(self, x: Tensor, select=select_kernel) -> Tensor:
+        y = select(*self._branches(x), self)
         if self.with_plugins:
             y = self.forward_plugin(y, self.after_conv2_plugin_names)
         y = self.norm3(self.conv3(y))

@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from itertools import chain
+from typing import TypeVar
 
 from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
 
 from mmattn.ops.region_conv import pair
 from mmattn.plugins.base import check_choice, check_positive_int
+
+T = TypeVar("T")
+
+
+class _Wrapped(nn.Module):
+    """A function of a module, in the form that ``functional_call`` takes."""
+
+    def __init__(self, module: nn.Module, function: Callable):
+        super().__init__()
+        self.module = module
+        self.function = function
+
+    def forward(self):
+        return self.function(self.module)
+
+
+def run_in_dtype_of(x: Tensor, module: nn.Module, function: Callable[[nn.Module], T]) -> T:
+    """``function(module)`` with the module's parameters and buffers in the dtype of ``x``."""
+    wrapped = _Wrapped(module, function)
+    state = chain(wrapped.named_parameters(), wrapped.named_buffers())
+    wide = {k: v.to(x.dtype) if v.is_floating_point() else v for k, v in state}
+    return functional_call(wrapped, wide, ())
 
 
 class ConvLayer(BaseModule):
@@ -56,6 +84,13 @@ class ConvLayer(BaseModule):
                 f"out_channels={self.out_channels}, got {groups}"
             )
         return groups
+
+    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The map, padded where ``padding_mode`` is not zeros, and the padding that is left."""
+        padding = self.padding
+        if self.padding_mode == "zeros" or not any(padding):
+            return x, padding
+        return F.pad(x, [padding[1]] * 2 + [padding[0]] * 2, self.padding_mode), (0, 0)
 
     @abstractmethod
     def reset_parameters(self) -> None:

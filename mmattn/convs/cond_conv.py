@@ -11,11 +11,11 @@ import zlib
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mmattn.convs.base import ConvLayer
+from mmattn.convs.base import ConvLayer, run_in_dtype_of
 from mmattn.ops import cond_conv2d
 from mmattn.ops._backend import check_map, statistics_dtype, without_autocast
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 
@@ -120,11 +120,30 @@ class CondConv2d(ConvLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, O, H', W')."""
         check_map("CondConv2d", x, self.in_channels)
+        return self._convolved(x, self.routing(x))
+
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """The shares r of the experts in each sample's kernel, (N, E); they do not sum to 1."""
+        check_map("CondConv2d", x, self.in_channels)
+        shares = run_in_dtype_of(x, self, lambda layer: layer.routing(x))
+        return [AttentionMap("expert shares", "shares", shares, "detail", bounds=(0, 1))]
+
+    def without_attention(self, x: Tensor) -> Tensor:
+        """What the layer would give without a choice: all shares of a sample at their mean.
+
+        Args:
+            x: Feature map (N, C, H, W).
+
+        Returns:
+            (N, O, H', W').
+        """
+        check_map("CondConv2d", x, self.in_channels)
         routing = self.routing(x)
-        padding = self.padding
-        if self.padding_mode != "zeros" and any(padding):
-            x = F.pad(x, [padding[1]] * 2 + [padding[0]] * 2, self.padding_mode)
-            padding = (0, 0)
+        return self._convolved(x, routing.mean(1, keepdim=True).expand_as(routing))
+
+    def _convolved(self, x: Tensor, routing: Tensor) -> Tensor:
+        x, padding = self._padded(x)
         experts = self.weight.unflatten(1, self._kernel_shape)
         y = cond_conv2d(x, experts, routing, self.stride, padding, self.dilation, self.groups)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)

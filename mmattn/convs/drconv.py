@@ -13,11 +13,12 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmattn.convs.base import ConvLayer
-from mmattn.ops import region_conv2d
+from mmattn.convs.base import ConvLayer, run_in_dtype_of
+from mmattn.ops import cond_conv2d, region_conv2d
 from mmattn.ops._backend import check_map, statistics_dtype, without_autocast
 from mmattn.ops.region_conv import output_size
 from mmattn.plugins.base import check_choice
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 
@@ -250,6 +251,26 @@ class DRConv2d(ConvLayer):
 
     def forward(self, x: Tensor, guide: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, O, H', W'); ``guide`` with ``shared_guide`` alone."""
+        guide = self._scores(x, guide)
+        region = guide.detach().argmax(1)
+        self.region_map = region if self.keep_region_map else None
+        filters = self.filters(x)
+        x, padding = self._padded(x)
+        y = region_conv2d(
+            x,
+            filters,
+            region,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            guide=guide,
+            candidates=self.guide_candidates,
+        )
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+
+    def _scores(self, x: Tensor, guide: Tensor | None) -> Tensor:
+        """The scores (N, m, H', W') of the regions, checked, of the output's size."""
         check_map("DRConv2d", x, self.in_channels)
         if (guide is not None) != self.shared_guide:
             raise TypeError(
@@ -270,24 +291,72 @@ class DRConv2d(ConvLayer):
             )
         if tuple(guide.shape[2:]) != out_size:
             guide = F.interpolate(guide, out_size, mode="nearest")
-        region = guide.detach().argmax(1)
-        self.region_map = region if self.keep_region_map else None
-        filters = self.filters(x)
-        padding = self.padding
-        if self.padding_mode != "zeros" and any(padding):
-            x = F.pad(x, [padding[1]] * 2 + [padding[0]] * 2, self.padding_mode)
-            padding = (0, 0)
-        y = region_conv2d(
-            x,
-            filters,
-            region,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            guide=guide,
-            candidates=self.guide_candidates,
+        return guide
+
+    @describes
+    def attention(self, x: Tensor, guide: Tensor | None = None) -> list[AttentionMap]:
+        """The region of each output pixel, and how far the regions' filters are apart.
+
+        Args:
+            x: Feature map (N, C, H, W).
+            guide: As in ``forward``: with ``shared_guide`` alone.
+
+        Returns:
+            'regions', integers (N, H', W'). 'filter distances', (N, m, m): the Frobenius norm of
+            each difference ``W_i - W_j``, over the mean norm of the sample's m filters. The
+            scores are made in float32 or better: in a forward pass in half precision, a pixel
+            whose best two are as good as equal may have had the other region.
+
+        Raises:
+            TypeError: As ``forward``.
+            ValueError: As ``forward``.
+        """
+        region, filters = run_in_dtype_of(
+            x, self, lambda layer: (layer._scores(x, guide).argmax(1), layer.filters(x))
         )
+        filters = filters.flatten(2)
+        # not by a matrix product, which would give two equal filters a distance
+        apart = torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist")
+        norm = filters.norm(dim=2).mean(1).clamp(min=torch.finfo(x.dtype).tiny)
+        regions = AttentionMap(
+            "regions",
+            "regions",
+            region,
+            "detail",
+            bounds=(0, self.regions - 1),
+            count=self.regions,
+            stride=tuple(map(float, self.stride)),
+            offset=tuple(
+                (k - 1) * d / 2 - p
+                for k, d, p in zip(self.kernel_size, self.dilation, self.padding, strict=True)
+            ),
+        )
+        distances = AttentionMap(
+            "filter distances",
+            "distances",
+            apart / norm[:, None, None],
+            "detail",
+            bounds=(0, None),
+            count=self.regions,
+        )
+        return [regions, distances]
+
+    def without_attention(self, x: Tensor, guide: Tensor | None = None) -> Tensor:
+        """What the layer would give without regions: each pixel by the mean of the m filters.
+
+        Args:
+            x: Feature map (N, C, H, W).
+            guide: Taken as in ``forward``, and of no effect.
+
+        Returns:
+            (N, O, H', W').
+        """
+        check_map("DRConv2d", x, self.in_channels)
+        filters = self.filters(x).mean(1)
+        # each sample is an expert that has all of one sample
+        one_each = torch.eye(len(x), dtype=filters.dtype, device=x.device)
+        x, padding = self._padded(x)
+        y = cond_conv2d(x, filters, one_each, self.stride, padding, self.dilation, self.groups)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
     _last_load = None  # the list of missing keys of the load that was logged last

@@ -11,9 +11,10 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmattn.convs.base import ConvLayer
+from mmattn.convs.base import ConvLayer, run_in_dtype_of
 from mmattn.ops._backend import check_map, statistics_dtype, without_autocast
 from mmattn.plugins.base import build_norm, check_positive_int, normalize
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 NORM_CFG = dict(type="BN")
@@ -121,10 +122,30 @@ class SKConv2d(ConvLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, O, H', W')."""
+        return self._biased(select_kernel(*self._branches(x), self))
+
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """The shares a1 and a2 of the two branches in each channel, (N, 2, O)."""
+        return run_in_dtype_of(x, self, lambda layer: branch_shares(*layer._branches(x), layer))
+
+    def without_attention(self, x: Tensor) -> Tensor:
+        """What the layer would give without a choice: all shares 1/2.
+
+        Args:
+            x: Feature map (N, C, H, W).
+
+        Returns:
+            (N, O, H', W').
+        """
+        return self._biased(mean_of_branches(*self._branches(x)))
+
+    def _branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """d1 and d2."""
         check_map("SKConv2d", x, self.in_channels)
-        d1 = F.relu(_normed(self.bn, self.conv(x)))
-        d2 = F.relu(_normed(self.bng, self.convg(x)))
-        y = select_kernel(d1, d2, self)
+        return F.relu(_normed(self.bn, self.conv(x))), F.relu(_normed(self.bng, self.convg(x)))
+
+    def _biased(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
     _last_load = None  # the list of missing keys of the load that was logged last
@@ -181,12 +202,28 @@ def select_kernel(d1: Tensor, d2: Tensor, layers: nn.Module) -> Tensor:
 
     The shares are made in float32 or better, by the :func:`choice_layers` of ``layers``.
     """
+    a1, a2 = _shares(d1, d2, layers).to(d1.dtype).unbind(1)
+    return a1 * d1 + a2 * d2
+
+
+def mean_of_branches(d1: Tensor, d2: Tensor, layers: nn.Module | None = None) -> Tensor:
+    """As :func:`select_kernel` with equal shares."""
+    return 0.5 * d1 + 0.5 * d2
+
+
+def branch_shares(d1: Tensor, d2: Tensor, layers: nn.Module) -> list[AttentionMap]:
+    """What :func:`select_kernel` takes of the two maps, for ``attention``."""
+    shares = _shares(d1, d2, layers).flatten(2)
+    return [AttentionMap("branch shares", "shares", shares, "detail", 0.5, (0, 1))]
+
+
+def _shares(d1: Tensor, d2: Tensor, layers: nn.Module) -> Tensor:
+    """a1 and a2, (N, 2, O, 1, 1)."""
     dtype = statistics_dtype(d1)
     s = d1.mean((2, 3), keepdim=True, dtype=dtype) + d2.mean((2, 3), keepdim=True, dtype=dtype)
     z = F.relu(normalize(layers.bn_fc1, F.conv2d(s, layers.conv_fc1.weight.to(dtype))))
     logits = F.conv2d(z, layers.conv_fc2.weight.to(dtype))
-    a1, a2 = logits.unflatten(1, (2, -1)).softmax(1).to(d1.dtype).unbind(1)
-    return a1 * d1 + a2 * d2
+    return logits.unflatten(1, (2, -1)).softmax(1)
 
 
 def _normed(norm: nn.Module, x: Tensor) -> Tensor:

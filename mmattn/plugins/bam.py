@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mmattn.ops._backend import check_map, scaled, statistics_dtype, without_autocast
 from mmattn.plugins._gates import conv, linear
 from mmattn.plugins.base import AttentionModule, build_norm, check_positive_int, normalize
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 NORM_CFG = dict(type="BN")
@@ -110,10 +111,36 @@ class BAM(AttentionModule):
         check_map("BAM", x, self.in_channels)
         return _forward(x, self)
 
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """The factor of each value, (N, C, H, W), and the two logits that make it.
+
+        c(x) of the channels, (N, C), and s(x) of the positions, (N, 1, H, W), whose product the
+        sigmoid takes: where one of them is 0 the factor is neutral.
+        """
+        check_map("BAM", x, self.in_channels)
+        c, s = _branches(x, self)
+        detail = dict(role="detail", neutral=0)
+        return [
+            self._factor("gate", "spatial", _gate(c, s, self), 1, 2),
+            AttentionMap("channel branch", "channel", c.flatten(1), **detail),
+            AttentionMap("spatial branch", "spatial", s, **detail),
+        ]
+
 
 @without_autocast
 def _forward(x: Tensor, module: BAM) -> Tensor:
-    wide = x.to(statistics_dtype(x))
+    gate = _gate(*_branches(x.to(statistics_dtype(x)), module), module)
+    return x * gate.to(x.dtype)
+
+
+def _gate(c: Tensor, s: Tensor, module: BAM) -> Tensor:
+    """(N, C, H, W): what each value is multiplied by."""
+    return scaled(1 + (c * s).sigmoid(), module.gate_scale)
+
+
+def _branches(wide: Tensor, module: BAM) -> tuple[Tensor, Tensor]:
+    """c(x), (N, C, 1, 1), and s(x), (N, 1, H, W)."""
     first, norm, last = module.channel_att["gate_c"].values()
     # as maps of 1x1: what norm_cfg calls BN takes maps only
     c = linear(first, wide.mean((2, 3)))[:, :, None, None]
@@ -122,5 +149,4 @@ def _forward(x: Tensor, module: BAM) -> Tensor:
     s = wide
     for convolution, norm in zip(layers[::2], layers[1::2], strict=True):
         s = F.relu(normalize(norm, conv(convolution, s)))
-    gate = 1 + (c * conv(last, s)).sigmoid()
-    return x * scaled(gate, module.gate_scale).to(x.dtype)
+    return c, conv(last, s)

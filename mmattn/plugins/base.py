@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from mmattn.ops._backend import check_map
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 
@@ -95,6 +97,11 @@ def normalize(norm: nn.Module, x: Tensor) -> Tensor:
     return value.to(x.dtype)
 
 
+def in_dtype_of(x: Tensor, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The parameters in the dtype of ``x``."""
+    return tuple(None if p is None else p.to(x.dtype) for p in parameters)
+
+
 class AttentionModule(BaseModule):
     """An attention module: (N, C, H, W) in, the same shape, dtype and memory format out.
 
@@ -111,7 +118,8 @@ class AttentionModule(BaseModule):
         in_channels: C.
         identity_init: Start as identity, by a zeroed last factor and a gate over its neutral
             value.
-        neutral: What the gate is while its last factor is zero; 1 needs no divisor.
+        neutral: What the gate is while its last factor is zero, before it is divided; 1 needs no
+            divisor.
 
     Raises:
         ValueError: ``in_channels`` is not an integer above 0.
@@ -128,6 +136,7 @@ class AttentionModule(BaseModule):
             raise TypeError(f"{name} expects identity_init to be a bool, got {identity_init!r}")
         self.in_channels = check_positive_int(name, "in_channels", in_channels)
         self.identity_init = identity_init
+        self._neutral = float(neutral)
         divides = identity_init and neutral != 1
         self.register_buffer("gate_scale", torch.tensor(float(neutral)) if divides else None)
 
@@ -135,6 +144,48 @@ class AttentionModule(BaseModule):
     def identity_at_init(self) -> bool:
         """Whether the module computes y = x after :meth:`init_weights`."""
         return self.identity_init
+
+    @property
+    def neutral_factor(self) -> float:
+        """What a neutral gate multiplies by: its starting value over ``gate_scale``."""
+        return self._neutral / self._divisor
+
+    @property
+    def _divisor(self) -> float:
+        """``gate_scale``, or 1 where there is none."""
+        return 1.0 if self.gate_scale is None else float(self.gate_scale)
+
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """What the module decides about ``x``; nothing, unless a subclass says it.
+
+        Args:
+            x: Feature map (N, C, H, W), as it comes into ``forward``.
+
+        Returns:
+            One :class:`~mmattn.plugins.maps.AttentionMap` for each gate, mask or added term, in
+            float32 or better and without a gradient.
+        """
+        return []
+
+    def without_attention(self, x: Tensor) -> Tensor:
+        """What the module would give if it told nothing apart: ``x`` times the neutral factor.
+
+        Args:
+            x: Feature map (N, C, H, W).
+
+        Returns:
+            (N, C, H, W): equal to ``x`` with ``identity_init``, and where the module only adds.
+        """
+        check_map(type(self).__name__, x, self.in_channels)
+        return x * self.neutral_factor  # a tensor of its own: what follows may work in place
+
+    def _factor(
+        self, name: str, kind: str, values: Tensor, lowest: float = 0, highest: float | None = 1
+    ) -> AttentionMap:
+        """The module's gate, which lies between the two before it is divided."""
+        bounds = tuple(None if b is None else b / self._divisor for b in (lowest, highest))
+        return AttentionMap(name, kind, values, neutral=self.neutral_factor, bounds=bounds)
 
     @abstractmethod
     def reset_parameters(self) -> None:

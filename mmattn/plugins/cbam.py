@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from mmattn.ops import cbam
 from mmattn.ops._backend import check_map
+from mmattn.ops.cbam import reference
 from mmattn.plugins._gates import check_bool, conv, max_mean_conv, zero_affine
-from mmattn.plugins.base import AttentionModule, normalize
+from mmattn.plugins.base import AttentionModule, in_dtype_of, normalize
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 NORM_CFG = dict(type="BN", momentum=0.01)
@@ -95,10 +97,33 @@ class CBAM(AttentionModule):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         check_map("CBAM", x, self.in_channels)
+        mlp, layers = self._operands()
+        return cbam(x, *mlp, layers, self.gate_scale)
+
+    def _operands(self):
+        """The parameters of the channel gate, and the layers of the spatial one or None."""
         _, first, _, last = self.ChannelGate["mlp"]
         layers = None if self.SpatialGate is None else self.SpatialGate["spatial"]
-        mlp = (first.weight, first.bias, last.weight, last.bias)
-        return cbam(x, *mlp, layers, self.gate_scale)
+        return (first.weight, first.bias, last.weight, last.bias), layers
+
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """The factor of each channel, (N, C), and then of each position, (N, 1, H, W).
+
+        With ``identity_init`` each is over its own neutral value, 0.5.
+        """
+        check_map("CBAM", x, self.in_channels)
+        mlp, layers = self._operands()
+        operands = in_dtype_of(x, *mlp, self.gate_scale)
+        if layers is None:
+            gate = reference.first_gate(x, *operands).flatten(1)
+            return [self._factor("channel gate", "channel", gate)]
+        first, second = reference.gates(x, *operands, layers)
+        same = dict(neutral=self.neutral_factor**0.5, bounds=(0, self._divisor**-0.5))
+        return [
+            AttentionMap("channel gate", "channel", first.flatten(1), **same),
+            AttentionMap("spatial gate", "spatial", second, **same),
+        ]
 
 
 class _SpatialLayers(nn.ModuleDict):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mmattn.ops._backend import check_map, scaled, statistics_dtype, without_autocast
 from mmattn.plugins._gates import conv
 from mmattn.plugins.base import AttentionModule, build_norm, normalize
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 NORM_CFG = dict(type="BN")
@@ -83,14 +84,36 @@ class CoordAttention(AttentionModule):
         check_map("CoordAttention", x, self.in_channels)
         return _forward(x, self)
 
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """The factor of each value, (N, C, H, W), and the two gates whose product it is.
+
+        That of the rows, (N, C, H, 1), and that of the columns, (N, C, 1, W); with
+        ``identity_init`` each is over its own neutral value, 0.5.
+        """
+        check_map("CoordAttention", x, self.in_channels)
+        rows, columns = _gates(x, self)
+        root = self._divisor**0.5
+        detail = dict(role="detail", neutral=self.neutral_factor**0.5, bounds=(0, 1 / root))
+        return [
+            self._factor("gate", "spatial", scaled(rows * columns, self.gate_scale)),
+            AttentionMap("rows", "spatial", rows / root, **detail),
+            AttentionMap("columns", "spatial", columns / root, **detail),
+        ]
+
 
 @without_autocast
 def _forward(x: Tensor, module: CoordAttention) -> Tensor:
+    a_h, a_w = _gates(x, module)
+    return x * scaled(a_h * a_w, module.gate_scale).to(x.dtype)
+
+
+def _gates(x: Tensor, module: CoordAttention) -> tuple[Tensor, Tensor]:
+    """For the rows, (N, C, H, 1), and for the columns, (N, C, 1, W)."""
     dtype = statistics_dtype(x)
     rows = x.mean(3, keepdim=True, dtype=dtype)  # (N, C, H, 1)
     columns = x.mean(2, keepdim=True, dtype=dtype).transpose(2, 3)  # (N, C, W, 1)
     z = conv(module.conv1, torch.cat([rows, columns], 2))
     t_h, t_w = F.hardswish(normalize(module.bn1, z)).split(x.shape[2:], 2)
     a_h = conv(module.conv_h, t_h).sigmoid()
-    a_w = conv(module.conv_w, t_w.transpose(2, 3)).sigmoid()
-    return x * scaled(a_h * a_w, module.gate_scale).to(x.dtype)
+    return a_h, conv(module.conv_w, t_w.transpose(2, 3)).sigmoid()

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from mmattn.ops import eca
 from mmattn.ops._backend import check_map
-from mmattn.plugins.base import AttentionModule, check_positive_int
+from mmattn.ops.eca.reference import gate as channel_gate
+from mmattn.plugins.base import AttentionModule, check_positive_int, in_dtype_of
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 
@@ -75,3 +77,10 @@ class ECA(AttentionModule):
         """(N, C, H, W) -> (N, C, H, W)."""
         check_map("ECA", x, self.in_channels)  # the operator takes any number of channels
         return eca(x, self.conv.weight, self.gate_scale)
+
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """The factor of each channel, (N, C)."""
+        check_map("ECA", x, self.in_channels)
+        gate = channel_gate(x, *in_dtype_of(x, self.conv.weight, self.gate_scale))
+        return [self._factor("channel gate", "channel", gate)]

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mmattn.ops import GCTransform, gc
-from mmattn.plugins.base import AttentionModule, check_choice
+from mmattn.ops._backend import check_map
+from mmattn.ops.gc.reference import context_mask, fused, pool
+from mmattn.plugins.base import AttentionModule, check_choice, in_dtype_of
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 FUSIONS = ("add", "mul")
@@ -107,10 +110,35 @@ class GC(AttentionModule):
             return None
         return GCTransform(*(p for i in (0, 1, 3) for p in (block[i].weight, block[i].bias)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+    def _operands(self):
+        """Weight and bias of the mask, the parameters for 'add' and for 'mul'; or None each."""
         mask = (None, None)
         if self.conv_mask is not None:
             mask = (self.conv_mask.weight, self.conv_mask.bias)
-        add, mul = self._transform(self.channel_add_conv), self._transform(self.channel_mul_conv)
+        return mask, self._transform(self.channel_add_conv), self._transform(self.channel_mul_conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        mask, add, mul = self._operands()
         return gc(x, *mask, add, mul, self.gate_scale)
+
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """The context's mask, a softmax over the positions, and what the channels get from it.
+
+        (N, 1, H, W) with ``pooling='att'``; a factor (N, C) with 'mul', a term (N, C) with 'add'.
+        """
+        check_map("GC", x, self.in_channels)
+        mask, *fusions = self._operands()
+        mask = in_dtype_of(x, *mask)
+        add, mul = (None if p is None else p.to(x.dtype) for p in fusions)
+        gate, term = fused(pool(x, *mask), add, mul, *in_dtype_of(x, self.gate_scale))
+        maps = []
+        if self.conv_mask is not None:
+            shares = context_mask(x, *mask).view(len(x), 1, *x.shape[2:])
+            maps.append(AttentionMap("context mask", "weights", shares, "detail", bounds=(0, 1)))
+        if gate is not None:
+            maps.append(self._factor("channel gate", "channel", gate))
+        if term is not None:
+            maps.append(AttentionMap("added context", "channel", term, "term", neutral=0))
+        return maps

@@ -11,9 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from mmattn.ops import gct
+from mmattn.ops._backend import check_map
 from mmattn.ops.gct import GATES, NORMS
-from mmattn.plugins.base import AttentionModule, check_choice
+from mmattn.ops.gct.reference import channel_gate
+from mmattn.plugins.base import AttentionModule, check_choice, in_dtype_of
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
+
+HIGHEST = {"1+tanh": 2.0, "sigmoid": 1.0}
 
 
 @MODELS.register_module()
@@ -64,8 +69,7 @@ class GCT(AttentionModule):
         check_choice("GCT", "gate", gate, GATES)
         if after_relu and norm != "l1":
             raise ValueError("GCT uses after_relu with norm='l1' only; leave it out with 'l2'")
-        self._neutral = 0.5 if gate == "sigmoid" else 1.0
-        super().__init__(in_channels, identity_init, neutral=self._neutral)
+        super().__init__(in_channels, identity_init, neutral=0.5 if gate == "sigmoid" else 1.0)
         self.norm = norm
         self.after_relu = after_relu
         self.eps = eps
@@ -102,3 +106,12 @@ class GCT(AttentionModule):
             self.gate,
             self.gate_scale,
         )
+
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """The factor of each channel, (N, C)."""
+        check_map("GCT", x, self.in_channels)
+        operands = in_dtype_of(x, self.alpha, self.gamma, self.beta, self.gate_scale)
+        gate = channel_gate(x, *operands, self.eps, self.norm, self.after_relu, self.gate)
+        highest = HIGHEST.get(self.gate)
+        return [self._factor("channel gate", "channel", gate.flatten(1), highest=highest)]

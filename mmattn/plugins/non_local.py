@@ -6,14 +6,17 @@ Consulted: mmcv's NonLocal2d (names, initial values, arguments)
 
 from __future__ import annotations
 
+import torch
 from mmcv.cnn import ConvModule
 from mmengine.model import constant_init, normal_init
 from torch import Tensor, nn
 
 from mmattn.ops import non_local
-from mmattn.ops.non_local import MODES
+from mmattn.ops._backend import check_map
+from mmattn.ops.non_local import MODES, reference
 from mmattn.plugins._gates import check_bool, zero_affine
-from mmattn.plugins.base import AttentionModule, build_norm, check_choice, normalize
+from mmattn.plugins.base import AttentionModule, build_norm, check_choice, in_dtype_of, normalize
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 
@@ -144,3 +147,76 @@ class NonLocal(AttentionModule):
         if self.conv_out.norm is not None:
             branch = normalize(self.conv_out.norm, branch)
         return x + branch
+
+    @describes
+    def attention(self, x: Tensor, queries: Tensor | None = None) -> list[AttentionMap]:
+        """The weights f_ij of a few positions i, the queries, for all positions j.
+
+        Args:
+            x: Feature map (N, C, H, W).
+            queries: Cells (Q, 2) of ``x`` that ask, integers, row and column; None: a grid of
+                8 x 8 cells, evenly spread, or as many as there are.
+
+        Returns:
+            One map (N, Q, H', W'); with ``sub_sample`` a cell of it stands for 2 x 2 of ``x``.
+            They sum to 1 in the modes with a softmax; in the others they are divided by H' W'.
+
+        Raises:
+            ValueError: ``queries`` is not (Q, 2) integers, or lies outside ``x``.
+        """
+        check_map("NonLocal", x, self.in_channels)
+        queries = _cells(queries, x)
+        theta, phi = self._projection("theta"), self._projection("phi")
+        asking = x[:, :, queries[:, 0], queries[:, 1]].unsqueeze(3)
+        keys = x
+        if theta is not None:
+            asking = reference.conv(asking, in_dtype_of(x, *theta))
+            keys = reference.conv(x, in_dtype_of(x, *phi))
+        keys = reference.pool(keys, self.sub_sample)
+        concat = self._conv("concat_project")
+        weights = reference.weights(
+            reference.tokens(asking),
+            reference.tokens(keys),
+            *in_dtype_of(x, None if concat is None else concat.weight),
+            self.mode,
+            self.use_scale,
+        )
+        pooled = [self.sub_sample and side > 1 for side in x.shape[2:]]  # see reference.pool
+        highest = 1 if self.mode.endswith("gaussian") else None
+        return [
+            AttentionMap(
+                "attention",
+                "weights",
+                weights.unflatten(2, keys.shape[2:]),
+                "detail",
+                bounds=(None if self.mode == "dot_product" else 0, highest),
+                queries=queries,
+                stride=tuple(2.0 if p else 1.0 for p in pooled),
+                offset=tuple(0.5 if p else 0.0 for p in pooled),
+            )
+        ]
+
+
+def _cells(queries: Tensor | None, x: Tensor) -> Tensor:
+    """The cells (Q, 2) that ask, checked; by default the middles of 8 x 8 equal parts."""
+    if queries is None:
+        rows, columns = (
+            ((torch.arange(k, device=x.device) + 0.5) * side / k).long()
+            for side in x.shape[2:]
+            for k in [min(8, side)]
+        )
+        return torch.cartesian_prod(rows, columns)
+    cells = torch.as_tensor(queries, device=x.device)
+    integers = not (cells.is_floating_point() or cells.is_complex() or cells.dtype == torch.bool)
+    if cells.dim() != 2 or cells.shape[1] != 2 or not integers:
+        raise ValueError(
+            "NonLocal expects queries as integers (Q, 2), row and column of a cell, got "
+            f"{cells.dtype} of shape {tuple(cells.shape)}"
+        )
+    outside = (cells < 0) | (cells >= cells.new_tensor(x.shape[2:]))
+    if outside.any():
+        raise ValueError(
+            f"NonLocal expects queries inside the map of {x.shape[2]} x {x.shape[3]} cells, got "
+            f"{cells[outside.any(1)][0].tolist()}"
+        )
+    return cells.long()

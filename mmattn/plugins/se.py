@@ -9,7 +9,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mmattn.ops import se
-from mmattn.plugins.base import AttentionModule
+from mmattn.ops._backend import check_map
+from mmattn.ops.se.reference import gate as channel_gate
+from mmattn.plugins.base import AttentionModule, in_dtype_of
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 
@@ -62,7 +65,17 @@ class SE(AttentionModule):
             for parameter in self.fc[2].parameters():
                 nn.init.zeros_(parameter)
 
+    def _operands(self) -> tuple[Tensor | None, ...]:
+        first, _, second, _ = self.fc
+        return first.weight, first.bias, second.weight, second.bias, self.gate_scale
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        first, _, second, _ = self.fc
-        return se(x, first.weight, first.bias, second.weight, second.bias, self.gate_scale)
+        return se(x, *self._operands())
+
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """The factor of each channel, (N, C)."""
+        check_map("SE", x, self.in_channels)
+        gate = channel_gate(x, *in_dtype_of(x, *self._operands()))
+        return [self._factor("channel gate", "channel", gate)]

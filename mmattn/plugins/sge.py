@@ -7,12 +7,16 @@ Consulted: https://github.com/implus/PytorchInsight (names, initial values, plac
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from mmattn.ops import sge
 from mmattn.ops._backend import check_map
-from mmattn.plugins.base import AttentionModule, check_positive_int
+from mmattn.ops.sge.reference import mask
+from mmattn.plugins.base import AttentionModule, check_positive_int, in_dtype_of
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 
@@ -61,7 +65,9 @@ class SGE(AttentionModule):
         init_bias: float | None = None,
         identity_init: bool = False,
     ):
-        super().__init__(in_channels, identity_init, neutral=0.5)
+        if init_bias is None:
+            init_bias = 0.0 if identity_init is True else 1.0
+        super().__init__(in_channels, identity_init, neutral=_sigmoid(init_bias))
         check_positive_int("SGE", "groups", groups)
         if in_channels % groups:
             divisors = [g for g in range(1, in_channels + 1) if in_channels % g == 0]
@@ -78,7 +84,7 @@ class SGE(AttentionModule):
         self.eps = eps
         self.normalize = normalize
         self.init_weight = init_weight
-        self.init_bias = float(not identity_init) if init_bias is None else init_bias
+        self.init_bias = init_bias
         self.weight = nn.Parameter(torch.empty(1, groups, 1, 1))
         self.bias = nn.Parameter(torch.empty(1, groups, 1, 1))
         self.reset_parameters()
@@ -87,6 +93,12 @@ class SGE(AttentionModule):
         """Weight 0 and bias 1 (bias 0 with ``identity_init``), or the values that were given."""
         nn.init.constant_(self.weight, self.init_weight)
         nn.init.constant_(self.bias, self.init_bias)
+
+    @property
+    def neutral_factor(self) -> float:
+        """sigmoid(init_bias); with ``identity_init`` 1, or sigmoid(1) after official weights."""
+        official = self.gate_scale is not None and self._divisor == 1
+        return _sigmoid(1) if official else super().neutral_factor
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
@@ -98,3 +110,15 @@ class SGE(AttentionModule):
         return sge(
             x, self.weight, self.bias, self.groups, self.eps, self.normalize, self.gate_scale
         )
+
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """The mask of each group: the factor of its positions, (N, G, H, W)."""
+        check_map("SGE", x, self.in_channels)
+        operands = in_dtype_of(x, self.weight, self.bias, self.gate_scale)
+        values = mask(x, *operands, self.groups, self.eps, self.normalize)
+        return [self._factor("mask", "spatial", values)]
+
+
+def _sigmoid(x: float) -> float:
+    return (1 + math.tanh(x / 2)) / 2

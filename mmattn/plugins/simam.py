@@ -7,12 +7,18 @@ Consulted: https://github.com/ZjjConan/SimAM (placement)
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from mmattn.ops import simam
 from mmattn.ops._backend import check_map
+from mmattn.ops.simam.reference import gate as gate_of
 from mmattn.plugins.base import AttentionModule
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
+
+LOWEST = 1 / (1 + math.exp(-0.5))  # of a value at the mean
 
 
 @MODELS.register_module()
@@ -46,7 +52,7 @@ class SimAM(AttentionModule):
     _abbr_ = "simam"
 
     def __init__(self, in_channels: int, e_lambda: float = 1e-4, identity_init: bool = False):
-        super().__init__(in_channels, identity_init, neutral=1.0)
+        super().__init__(in_channels, identity_init, neutral=LOWEST)
         if identity_init:
             raise ValueError(
                 "SimAM has no parameters and cannot start as identity, got identity_init=True; "
@@ -69,3 +75,9 @@ class SimAM(AttentionModule):
         """(N, C, H, W) -> (N, C, H, W)."""
         check_map("SimAM", x, self.in_channels)  # the operator takes any number of channels
         return simam(x, self.e_lambda)
+
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """The factor of each value, (N, C, H, W)."""
+        check_map("SimAM", x, self.in_channels)
+        return [self._factor("gate", "spatial", gate_of(x, self.e_lambda), LOWEST)]

@@ -10,7 +10,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mmattn.ops import snl
-from mmattn.plugins.base import AttentionModule
+from mmattn.ops._backend import check_map
+from mmattn.ops.gc.reference import context_mask
+from mmattn.ops.snl.reference import term
+from mmattn.plugins.base import AttentionModule, in_dtype_of
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 
@@ -62,4 +66,18 @@ class SNL(AttentionModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        return snl(x, self.conv_mask.weight, self.conv_mask.bias, self.conv_value.weight)
+        return snl(x, *self._operands())
+
+    def _operands(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.conv_mask.weight, self.conv_mask.bias, self.conv_value.weight
+
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """The context's mask, a softmax over the positions, (N, 1, H, W), and the term (N, C)."""
+        check_map("SNL", x, self.in_channels)
+        *mask, value = in_dtype_of(x, *self._operands())
+        shares = context_mask(x, *mask).view(len(x), 1, *x.shape[2:])
+        return [
+            AttentionMap("context mask", "weights", shares, "detail", bounds=(0, 1)),
+            AttentionMap("added context", "channel", term(x, *mask, value), "term", neutral=0),
+        ]

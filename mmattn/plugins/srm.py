@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mmattn.ops import srm
-from mmattn.ops._backend import scaled
+from mmattn.ops._backend import check_map, scaled
 from mmattn.plugins._gates import zero_affine
-from mmattn.plugins.base import AttentionModule, build_norm, normalize
+from mmattn.plugins.base import AttentionModule, build_norm, in_dtype_of, normalize
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 NORM_CFG = dict(type="BN")
@@ -80,6 +81,15 @@ class SRM(AttentionModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        z = srm(x, self.cfc, self.eps)[:, :, None, None]
-        gate = scaled(normalize(self.bn, z).sigmoid(), self.gate_scale)
-        return x * gate.to(x.dtype)
+        return x * self._gate(srm(x, self.cfc, self.eps)).to(x.dtype)
+
+    def _gate(self, style: Tensor) -> Tensor:
+        """(N, C) -> (N, C, 1, 1): what each channel is multiplied by."""
+        return scaled(normalize(self.bn, style[:, :, None, None]).sigmoid(), self.gate_scale)
+
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """The factor of each channel, (N, C); in training that of the batch's own statistics."""
+        check_map("SRM", x, self.in_channels)
+        gate = self._gate(srm(x, *in_dtype_of(x, self.cfc), self.eps))
+        return [self._factor("channel gate", "channel", gate.flatten(1))]

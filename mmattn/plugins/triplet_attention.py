@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmattn.ops._backend import check_map, scaled, without_autocast
 from mmattn.plugins._gates import check_bool, max_mean_conv, max_mean_gate, zero_affine
 from mmattn.plugins.base import AttentionModule
+from mmattn.plugins.maps import AttentionMap, describes
 from mmattn.registry import MODELS
 
 NORM_CFG = dict(type="BN", momentum=0.01)
@@ -89,13 +90,36 @@ class TripletAttention(AttentionModule):
         check_map("TripletAttention", x, self.in_channels)
         return _forward(x, self)
 
+    @describes
+    def attention(self, x: Tensor) -> list[AttentionMap]:
+        """The factor of each value, (N, C, H, W), and a_hw, (N, 1, H, W), a third of it.
+
+        With ``spatial=False`` the factor alone.
+        """
+        check_map("TripletAttention", x, self.in_channels)
+        gates = _gates(x, self)
+        maps = [self._factor("gate", "spatial", _mean(gates, self))]
+        if "hw" in gates:
+            spatial = scaled(gates["hw"], self.gate_scale)
+            same = dict(neutral=self.neutral_factor, bounds=(0, 1 / self._divisor))
+            maps.append(AttentionMap("spatial gate", "spatial", spatial, "detail", **same))
+        return maps
+
 
 @without_autocast
 def _forward(x: Tensor, module: TripletAttention) -> Tensor:
-    gates = [
-        max_mean_gate(layers, x.transpose(1, POOLED[name])).transpose(1, POOLED[name])
+    return x * _mean(_gates(x, module), module).to(x.dtype)
+
+
+def _gates(x: Tensor, module: TripletAttention) -> dict[str, Tensor]:
+    """a_cw, a_hc and a_hw, by these names."""
+    return {
+        name: max_mean_gate(layers, x.transpose(1, POOLED[name])).transpose(1, POOLED[name])
         for name, layers in module._gates.items()
-    ]
+    }
+
+
+def _mean(gates: dict[str, Tensor], module: TripletAttention) -> Tensor:
+    """(N, C, H, W): what each value is multiplied by."""
     # the gates' mean, not that of three products: neutral gates then give x to the last bit
-    gate = scaled(sum(gates) / len(gates), module.gate_scale)
-    return x * gate.to(x.dtype)
+    return scaled(sum(gates.values()) / len(gates), module.gate_scale)

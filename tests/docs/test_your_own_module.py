@@ -45,6 +45,12 @@ def test_it_starts_as_identity_and_learns(folder, capsys):
     assert capsys.readouterr().out.endswith(said)
 
 
+def test_it_says_what_it_decides(folder, capsys):
+    runpy.run_path("seen.py")
+    shown = re.search(r"## Let it be seen.*?^```\n\n```\n(.*?)^```$", PAGE, re.S | re.M)[1]
+    assert capsys.readouterr().out == shown
+
+
 def test_the_tools_say_of_it_what_the_page_says(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["check_config.py", "contrast_retinanet.py"])
     tool("check_config").main()

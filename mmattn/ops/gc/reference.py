@@ -36,12 +36,16 @@ def transform(context: Tensor, p: GCTransform) -> Tensor:
     return F.linear(F.relu(z), p.w2.flatten(1), p.b2)
 
 
+def context_mask(x: Tensor, mask_weight: Tensor, mask_bias: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, HW): the share of each position in the context."""
+    return F.conv2d(x, mask_weight, mask_bias).flatten(1).softmax(1)
+
+
 def pool(x: Tensor, mask_weight: Tensor | None, mask_bias: Tensor | None) -> Tensor:
     """(N, C, H, W) -> (N, C): the context, a softmax-weighted sum over the positions."""
     if mask_weight is None:
         return x.mean((2, 3))
-    logits = F.conv2d(x, mask_weight, mask_bias).flatten(1)  # (N, HW)
-    return (x.flatten(2) * logits.softmax(1).unsqueeze(1)).sum(2)
+    return (x.flatten(2) * context_mask(x, mask_weight, mask_bias).unsqueeze(1)).sum(2)
 
 
 def unpacked(fusions: tuple) -> tuple[GCTransform | None, GCTransform | None]:
@@ -49,13 +53,15 @@ def unpacked(fusions: tuple) -> tuple[GCTransform | None, GCTransform | None]:
     return tuple(None if p[0] is None else GCTransform(*p) for p in (fusions[:6], fusions[6:]))
 
 
+def fused(context: Tensor, add: GCTransform | None, mul: GCTransform | None, gate_scale):
+    """What the channels are multiplied by and what is added to them, (N, C) or None each."""
+    gate = None if mul is None else scaled(transform(context, mul).sigmoid(), gate_scale)
+    return gate, None if add is None else transform(context, add)
+
+
 def gc(x: Tensor, mask_weight: Tensor | None, mask_bias: Tensor | None, *rest) -> Tensor:
     *fusions, gate_scale = rest
-    add, mul = unpacked(fusions)
     context = pool(x, mask_weight, mask_bias)
-    y = x
-    if mul is not None:
-        y = y * scaled(transform(context, mul).sigmoid(), gate_scale)[:, :, None, None]
-    if add is not None:
-        y = y + transform(context, add)[:, :, None, None]
-    return y
+    gate, term = fused(context, *unpacked(fusions), gate_scale)
+    y = x if gate is None else x * gate[:, :, None, None]
+    return y if term is None else y + term[:, :, None, None]

@@ -15,7 +15,7 @@ GATES = {
 }
 
 
-def gct(
+def channel_gate(
     x: Tensor,
     alpha: Tensor,
     gamma: Tensor,
@@ -26,10 +26,15 @@ def gct(
     after_relu: bool,
     gate: str,
 ) -> Tensor:
+    """(N, C, 1, 1): what each channel is multiplied by."""
     if norm == "l2":
         e = alpha * (x.square().sum((2, 3), keepdim=True) + eps).sqrt()
         n = gamma / (e.square().mean(1, keepdim=True) + eps).sqrt()
     else:
         e = alpha * (x if after_relu else x.abs()).sum((2, 3), keepdim=True)
         n = gamma / (e.abs().mean(1, keepdim=True) + eps)
-    return x * scaled(GATES[gate](e * n + beta), gate_scale)
+    return scaled(GATES[gate](e * n + beta), gate_scale)
+
+
+def gct(x: Tensor, *arguments) -> Tensor:
+    return x * channel_gate(x, *arguments)

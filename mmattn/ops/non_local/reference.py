@@ -22,11 +22,27 @@ def tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def concatenation(queries: Tensor, keys: Tensor, values: Tensor, weight: Tensor) -> Tensor:
-    """(N, HW, P): sum_j relu(weight [theta_i, phi_j]) g_j."""
+def concatenated(queries: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
+    """(N, Q, M): relu(weight [theta_i, phi_j])."""
     # (P, 1) each: onnxruntime's optimizer miscomputes a product of a transpose and a vector
     first, second = weight.reshape(2, -1, 1)
-    return F.relu(queries @ first + (keys @ second).transpose(1, 2)) @ values
+    return F.relu(queries @ first + (keys @ second).transpose(1, 2))
+
+
+def concatenation(queries: Tensor, keys: Tensor, values: Tensor, weight: Tensor) -> Tensor:
+    """(N, HW, P): sum_j relu(weight [theta_i, phi_j]) g_j."""
+    return concatenated(queries, keys, weight) @ values
+
+
+def weights(queries: Tensor, keys: Tensor, concat=None, mode="", use_scale=True) -> Tensor:
+    """(N, Q, M): f_ij, of each of Q queries (N, Q, P) for each of M keys (N, M, P)."""
+    if mode == "concatenation":
+        return concatenated(queries, keys, concat) / keys.shape[1]
+    f = queries @ keys.transpose(1, 2)
+    if mode == "dot_product":
+        return f / keys.shape[1]
+    scale = queries.shape[2] ** -0.5 if mode == "embedded_gaussian" and use_scale else 1
+    return (f * scale).softmax(2)
 
 
 def non_local(
@@ -35,15 +51,5 @@ def non_local(
     queries = tokens(conv(x, theta) if theta else x)  # (N, HW, P)
     keys = tokens(pool(conv(x, phi) if phi else x, sub_sample))  # (N, M, P)
     values = tokens(pool(conv(x, g), sub_sample))  # (N, M, P)
-    positions = values.shape[1]
-    if mode == "concatenation":
-        y = concatenation(queries, keys, values, concat) / positions
-    else:
-        f = queries @ keys.transpose(1, 2)  # (N, HW, M)
-        if mode == "dot_product":
-            f = f / positions
-        else:
-            scale = queries.shape[2] ** -0.5 if mode == "embedded_gaussian" and use_scale else 1
-            f = (f * scale).softmax(2)
-        y = f @ values
+    y = weights(queries, keys, concat, mode, use_scale) @ values
     return conv(y.transpose(1, 2).unflatten(2, x.shape[2:]), out)

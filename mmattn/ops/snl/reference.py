@@ -8,6 +8,10 @@ from torch.nn import functional as F
 from mmattn.ops.gc.reference import pool
 
 
+def term(x: Tensor, mask_weight: Tensor, mask_bias: Tensor, weight: Tensor) -> Tensor:
+    """(N, C): what is added to every position."""
+    return F.linear(pool(x, mask_weight, mask_bias), weight.flatten(1))
+
+
 def snl(x: Tensor, mask_weight: Tensor, mask_bias: Tensor, weight: Tensor) -> Tensor:
-    context = pool(x, mask_weight, mask_bias)
-    return x + F.linear(context, weight.flatten(1))[:, :, None, None]
+    return x + term(x, mask_weight, mask_bias, weight)[:, :, None, None]
