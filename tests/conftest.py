@@ -29,6 +29,7 @@ ONCE = (
     "evaluation/",
     "inspection/test_class_folders.py",
     "ops/",
+    "plugins/test_attention_maps.py",
     "plugins/test_contract.py",
     "plugins/test_gates.py",
     "plugins/test_golden.py",
@@ -43,6 +44,12 @@ ONCE = (
     "test_pretraining.py",
     "tools/test_benchmark",
     "tools/test_draw_folders.py",
+    "visualization/test_channel_plots.py",
+    "visualization/test_contact_sheet.py",
+    "visualization/test_detection_plots.py",
+    "visualization/test_region_plots.py",
+    "visualization/test_spatial_plots.py",
+    "visualization/test_weight_plots.py",
 )
 # those that do touch the stack, in the folders above
 EVERYWHERE = ("evaluation/test_coco_size_metric.py", "evaluation/test_training_")
