@@ -35,6 +35,7 @@ from mmattn.evaluation.files import write_bytes
 from mmattn.evaluation.table import NOT_AVAILABLE, render
 
 SCALARS = "scalars.json"
+GATES = "gates/"  # begins what GateLogHook writes there, which is neither loss nor AP
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
 DEFAULT_METRICS = ("loss", "AP")
 FIGURES = {"AP": "mAP", "AP50": "mAP_50", "AP75": "mAP_75", "AR": "AR"}
@@ -414,7 +415,8 @@ def _read_lines(scalars: Path) -> tuple[list[dict], list[str]]:
         if not isinstance(event, dict):
             broken.append(number)
             continue
-        events.append(_numbers(event))
+        if not any(key.startswith(GATES) for key in event):
+            events.append(_numbers(event))
     if broken and broken[-1] == len(rows):  # being written
         broken.pop()
     notes = []

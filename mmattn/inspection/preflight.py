@@ -422,14 +422,14 @@ def _strategy_on_cpu(cfg) -> None:
 
 
 def check_hooks(runner) -> None:
-    """Raises PreflightError for a hook of mmattn that would find nothing to train."""
+    """Raises PreflightError for a hook of mmattn that would find nothing to train or to log."""
     from mmengine.model import is_model_wrapper
 
-    from mmattn.hooks import FreezeExceptHook
+    from mmattn.hooks import FreezeExceptHook, GateLogHook
 
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     for hook in runner.hooks:
-        if isinstance(hook, FreezeExceptHook):
+        if isinstance(hook, (FreezeExceptHook, GateLogHook)):
             try:
                 hook.find(model)
             except (TypeError, ValueError) as error:

@@ -224,6 +224,18 @@ def test_a_line_that_is_being_written(tmp_path, end):
     assert len(shown(run, "loss")[0]) == 6
 
 
+def test_what_the_gate_log_writes_is_not_read(tmp_path):
+    """It comes ahead of the loss of the same iteration, and where no loss is logged."""
+    gates = {"gates/layer1.0.sge/mask/mean": 0.5, "gates/iteration": 40, "step": 40}
+    mixed = []
+    for event in by_epochs():
+        mixed += [{**gates, "step": event["step"], "gates/iteration": event["step"]}, event]
+    for name, events in ("without", by_epochs()), ("with", [gates, *mixed, gates]):
+        write_start(tmp_path / name, events)
+    without, found = (curves.read_run(tmp_path / name, "a") for name in ("without", "with"))
+    assert found == without
+
+
 def test_a_broken_line_is_said(tmp_path):
     folder = write_start(tmp_path / "a", [iteration(1, 1.0), [], iteration(2, 1.0)])
     run = curves.read_run(tmp_path / "a")

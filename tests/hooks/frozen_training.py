@@ -151,14 +151,14 @@ def train(
     """A Runner that has trained, and its Recorder.
 
     ``length`` is in epochs or in iterations; ``hook`` holds the arguments of FreezeExceptHook;
-    ``model`` is one, or the arguments of Net.
+    ``model`` is one, or the arguments of Net; ``extra`` is a hook, or several.
     """
     recorder = Recorder()
     limit = dict(max_epochs=length) if by_epoch else dict(max_iters=length)
     if val:
         limit["val_interval"] = 1
         kwargs.update(val_dataloader=loader(), val_cfg=dict(), val_evaluator=[Nothing()])
-    hooks = [recorder] if extra is None else [recorder, extra]
+    hooks = [recorder, *([extra] if isinstance(extra, Hook) else extra or ())]
     if hook is not None:
         hooks.append(dict(type="mmattn.FreezeExceptHook", **hook))
     if ema:

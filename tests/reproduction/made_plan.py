@@ -42,6 +42,9 @@ while epoch < 3:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file:
         file.write(json.dumps(dict(epoch=epoch, step=10 * epoch)) + "\\n")
+        # as mmattn.GateLogHook does, which knows iterations alone
+        gates = {f"gates/layer{i}/mask/mean": 0.5 for i in range(200)}
+        file.write(json.dumps(dict(gates, step=10 * epoch)) + "\\n")
 (work / "seen.json").write_text(json.dumps(dict(
     begun=begun, ended=time.time(), devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
     threads=os.environ["OMP_NUM_THREADS"], argv=sys.argv, world=os.environ.get("WORLD_SIZE"))))
