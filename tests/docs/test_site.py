@@ -26,7 +26,7 @@ hooks = loaded("hooks")
 # packages with public names, and the pages of the reference
 PACKAGES = [
     "plugins", "convs", "backbones", "insertion", "ops", "hooks", "datasets", "evaluation",
-    "checkpoints", "registry",
+    "visualization", "checkpoints", "registry",
 ]  # fmt: skip
 PACKAGES = [name for name in PACKAGES if list((ROOT / "mmattn").glob(f"{name}*"))]
 
