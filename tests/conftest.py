@@ -44,9 +44,11 @@ ONCE = (
     "test_pretraining.py",
     "tools/test_benchmark",
     "tools/test_draw_folders.py",
+    "tools/test_visualize.py",  # what of it touches the stack is in visualization/test_collect.py
     "visualization/test_channel_plots.py",
     "visualization/test_contact_sheet.py",
     "visualization/test_detection_plots.py",
+    "visualization/test_names.py",
     "visualization/test_region_plots.py",
     "visualization/test_spatial_plots.py",
     "visualization/test_weight_plots.py",
