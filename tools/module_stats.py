@@ -19,6 +19,7 @@ from mmattn.inspection.arguments import ConfigOptions
 
 SPLITS = ("train", "val", "test")
 FEW = 8  # classes that are all shown
+NAME = "module_stats.json"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,7 +39,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--images",
         type=_positive,
-        default=500,
         metavar="N",
         help="so many images, evenly spaced over the dataset; default: 500, or all if it has fewer",
     )
@@ -66,8 +66,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="override parts of the config: data_root=/path/to/it/",
     )
     args = parser.parse_args(argv)
-    if args.classes and not args.data:
-        parser.error("--classes is expected together with --data, whose images show them")
+    for option in ("classes", "images"):
+        if getattr(args, option) and not args.data:
+            parser.error(f"--{option} is expected together with --data, of whose images it speaks")
+    args.images = args.images or 500
     return args
 
 
@@ -80,9 +82,27 @@ def _positive(text: str) -> int:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with preflight.guard("module_stats.py"):
-        if Path(args.out).exists() and not Path(args.out).is_dir():
-            raise PreflightError(f"--out {args.out} is expected to be a folder, and is a file")
+        check_out(Path(args.out))
         write(count(args), Path(args.out))
+
+
+def check_out(out: Path) -> None:
+    """Raises unless the folder is new, empty or that of an earlier run, whose files go."""
+    import json
+
+    if out.exists() and not out.is_dir():
+        raise PreflightError(f"--out {out} is expected to be a folder, and is a file")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    try:
+        ours = {"schema", "layers", "parameters"} <= set(json.loads((out / NAME).read_text()))
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise PreflightError(
+            f"--out {out} has files that are not of an earlier run, and pictures among them could "
+            "be lost: name another folder"
+        )
 
 
 def count(args: argparse.Namespace):
@@ -257,7 +277,7 @@ def write(statistics, out: Path) -> None:
                 if f"{name}.{kind}" not in files:
                     (out / f"{name}.{kind}").unlink(missing_ok=True)
         text = json.dumps(statistics.to_dict(), allow_nan=False)
-        write_text(out / "module_stats.json", text + "\n")
+        write_text(out / NAME, text + "\n")
     except OSError as error:
         raise PreflightError(f"--out {out}: {error}") from error
     plots = f" and {len(files)} pictures" if files else ""

@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from urllib.error import URLError
 
 import mmattn  # noqa: F401  before mmdet, for an mmcv without compiled operators
 from mmattn.evaluation.progress import Progress
 from mmattn.inspection import preflight
-from mmattn.inspection._console import PreflightError, say
+from mmattn.inspection._console import PreflightError, say, warn
 from mmattn.inspection.arguments import ConfigOptions
 
 CAM_METHODS = ("hirescam", "layercam", "gradcam", "gradcam++", "xgradcam", "elementwise")
@@ -39,8 +40,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--layers",
         nargs="+",
         metavar="NAME",
-        help="only these modules: names, ends of names (layer3.5.sge) or regular expressions; "
-        "their gates alone are then set to neutral",
+        help="only these modules: names, parts of names (layer3, layer3.5.sge) or regular "
+        "expressions that match whole names; their gates alone are then set to neutral",
     )
     parser.add_argument(
         "--groups",
@@ -88,7 +89,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "backbone.layer4 (needs pip install 'mmattn[cam]')",
     )
     parser.add_argument(
-        "--cam-method", choices=CAM_METHODS, default="hirescam", help="default: hirescam"
+        "--cam-method", choices=CAM_METHODS, help="of --grad-cam (default: hirescam)"
     )
     parser.add_argument(
         "--cam-boxes",
@@ -118,7 +119,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="override parts of the config, as in tools/train.py",
     )
-    return parser.parse_intermixed_args(argv)  # images may stand behind --out, too
+    args = parser.parse_intermixed_args(argv)  # images may stand behind --out, too
+    if not args.grad_cam and (args.cam_method or args.cam_boxes):
+        parser.error("--cam-method and --cam-boxes go with --grad-cam LAYER")
+    return args
 
 
 def _natural(text: str) -> int:
@@ -128,7 +132,7 @@ def _natural(text: str) -> int:
 
 
 def _positive(text: str) -> int:
-    if not _natural(text):
+    if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"expected an integer above 0, got {text!r}")
     return int(text)
 
@@ -159,8 +163,8 @@ def main(argv: list[str] | None = None) -> None:
     with preflight.guard("visualize.py"):
         try:
             run(args)
-        except (TypeError, ValueError) as error:
-            if os.environ.get("MMATTN_TRACEBACK") == "1":
+        except (TypeError, ValueError, OSError, ImportError) as error:
+            if os.environ.get("MMATTN_TRACEBACK") == "1" or isinstance(error, URLError):
                 raise
             raise PreflightError(str(error)) from error
 
@@ -172,12 +176,17 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out).expanduser()
 
     from mmattn.visualization import attention_modules, collect, gallery
+    from mmattn.visualization.record import chosen
 
     gallery.check_out(out)
     model = load_model(args.config, args.checkpoint, args.cfg_options, args.device, args.attention)
-    layers = args.layers
-    if args.grad_cam and not layers and not attention_modules(model):
+    layers, modules = args.layers, attention_modules(model)
+    if args.grad_cam and not layers and not modules:
         layers = []  # of a plain model the activation maps alone
+    elif args.sheet:
+        chosen(chosen(modules, layers), args.sheet)  # for its error
+    if args.queries and not any(type(one).__name__ == "NonLocal" for one in modules.values()):
+        warn("--queries has no effect: the model has no NonLocal")
     images = []
     with Progress() as progress:
         step = progress.stage("running the model", len(files))
@@ -188,26 +197,14 @@ def run(args: argparse.Namespace) -> None:
                 layers=layers,
                 groups=args.groups or 8,
                 queries=args.queries,
-                neutral=True,
+                neutral=bool(modules),
             )
             step(1)
     images = gallery.with_unique_names(images)
     truth = gallery.objects_of(images, args.annotations) if args.annotations else {}
-    extra = {}
-    if args.grad_cam:
-        from mmattn.visualization.class_activation import grad_cam
-
-        for image, file in zip(images[: args.detail], files, strict=False):
-            found = grad_cam(
-                model,
-                file,
-                args.grad_cam,
-                boxes=args.cam_boxes,
-                score=args.score,
-                limit=3,
-                method=args.cam_method,
-            )
-            extra[image.name] = gallery.cam_pictures(found)
+    if truth and (lacking := [image.name for image in images if image.name not in truth]):
+        warn(f"{args.annotations} lacks {len(lacking)} of the images: {', '.join(lacking[:3])}")
+    extra = activation_maps(model, images, files, args) if args.grad_cam else {}
     shown = gallery.Gallery(images, args.score, truth, extra)
     title = f"What attention does in {Path(args.config).stem}"
     conditions = gallery.conditions(args.config, args.checkpoint, model, args.layers)
@@ -226,6 +223,38 @@ def run(args: argparse.Namespace) -> None:
         )
     say(gallery.report(shown))
     say(f"{len(written)} files in {out}; the page: {out / 'index.html'}")
+
+
+def activation_maps(model, images, files, args: argparse.Namespace) -> dict:
+    """Pictures by the name of the image; an image without such boxes has none."""
+    from mmattn.visualization.class_activation import grad_cam
+    from mmattn.visualization.gallery import cam_pictures
+
+    extra = {}
+    for image, file in zip(images[: args.detail], files, strict=False):
+        count = len(image.detections or ())
+        boxes = args.cam_boxes and [box for box in args.cam_boxes if box < count]
+        if args.cam_boxes is None and count:
+            count = len(image.detections.above(args.score))
+        if not count or boxes == []:
+            of = f"numbered {args.cam_boxes}" if args.cam_boxes else f"of score {args.score:g}"
+            warn(f"{image.name}: no activation maps, there is no detection {of} or more")
+            continue
+        found = grad_cam(
+            model,
+            file,
+            args.grad_cam,
+            boxes=boxes,
+            score=args.score,
+            limit=3,
+            method=args.cam_method or "hirescam",
+        )
+        extra[image.name] = cam_pictures(found)
+    if not extra:
+        raise PreflightError(
+            "--grad-cam: no image has such a detection; give a lower --score, or other --cam-boxes"
+        )
+    return extra
 
 
 if __name__ == "__main__":

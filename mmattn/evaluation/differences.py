@@ -175,14 +175,14 @@ def _judge(
     considered = _rank(detections) < max_dets
     pairs = _pairs(ground_truth, detections, overlaps, iou_thr, considered)
     ignored = ground_truth.crowd
-    match = _match(len(detections), ground_truth, *pairs, ignored)
+    match = match_greedily(len(detections), ground_truth, *pairs, ignored)
     thr = _best_score(detections.scores, match, ignored, considered)
     inside = np.ones(len(detections), bool)
     if size is not None:
         # an ignored object is the last choice of a detection: the matches change with the size
-        ignored = ignored | ~_within(ground_truth.size, *size)
-        inside = _within(detections.size, *size)
-        match = _match(len(detections), ground_truth, *pairs, ignored)
+        ignored = ignored | ~within(ground_truth.size, *size)
+        inside = within(detections.size, *size)
+        match = match_greedily(len(detections), ground_truth, *pairs, ignored)
     above = considered & (detections.scores >= thr)
     hits = np.flatnonzero(above & (match >= 0))
     hits = hits[~ignored[match[hits]]]
@@ -195,7 +195,8 @@ def _judge(
     return _Judged(name, detections, thr, ~ignored, found_by, false_alarm, score)
 
 
-def _within(sizes: np.ndarray, low: float, high: float) -> np.ndarray:
+def within(sizes: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Which sizes belong to a bin: both borders do."""
     return (sizes >= low) & (sizes <= high)
 
 
@@ -234,7 +235,7 @@ def _pairs(
     return d[keep], g[keep], overlaps.iou[at[keep]]
 
 
-def _match(
+def match_greedily(
     num_detections: int,
     ground_truth: GroundTruth,
     d: np.ndarray,
@@ -305,7 +306,7 @@ def _describe(
             run.detections.size[false_alarms],
         ]
         counts = {
-            name: Counts(*(int(np.count_nonzero(_within(x, low, high))) for x in sizes))
+            name: Counts(*(int(np.count_nonzero(within(x, low, high))) for x in sizes))
             for name, low, high in rows
         }
         both.append(

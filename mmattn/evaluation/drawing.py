@@ -202,7 +202,7 @@ def _load(
         return None
     path = os.path.join(folder, name)
     if not os.path.isfile(path):
-        notes.append(f"Drawn without the image: {_line(path)} does not exist.")
+        notes.append(f"Drawn without the image: {one_line(path)} does not exist.")
         return None
     try:
         with warnings.catch_warnings(), Image.open(path) as file:
@@ -211,7 +211,9 @@ def _load(
             turned = file.getexif().get(ExifTags.Base.Orientation, 1) != 1
             photo = ImageOps.exif_transpose(stored) if turned else stored
     except Exception as error:  # Pillow's readers raise many kinds
-        notes.append(f"Drawn without the image: {_line(path)} cannot be read ({_line(error)}).")
+        notes.append(
+            f"Drawn without the image: {one_line(path)} cannot be read ({one_line(error)})."
+        )
         return None
     if size is None or photo.size == size:
         return photo
@@ -283,9 +285,9 @@ class _Names:
         self.replaced: dict[str, str] = {}
 
     def __getitem__(self, category: int) -> str:
-        name = _line(self.ground_truth.class_names[category])
+        name = one_line(self.ground_truth.class_names[category])
         if name and _writable(name):
-            return _shorten(name, 24)
+            return shorten(name, 24)
         stand_in = f"class {self.ground_truth.class_ids[category]}"
         self.replaced[stand_in] = name or "(no name)"
         return stand_in
@@ -297,11 +299,13 @@ class _Names:
         return [f"Names that the picture's font lacks: {pairs}."]
 
 
-def _line(text: Any) -> str:
+def one_line(text: Any) -> str:
+    """Text without line breaks and runs of spaces."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 
-def _shorten(text: str, length: int) -> str:
+def shorten(text: str, length: int) -> str:
+    """The start of a text that is longer than so many letters."""
     return text if len(text) <= length else text[: length - 3].rstrip() + "..."
 
 
@@ -328,10 +332,11 @@ def _items(
         add("missed", differs, ground_truth, g, "missed: {}")
     for d, differs in zip(run.false_alarms, ~run.shared, strict=True):
         add("false", differs, detections, d, f"false: {{}} {detections.scores[d]:.2f}")
-    return sorted(items, key=lambda x: (x.differs, -_area(x.box)))
+    return sorted(items, key=lambda x: (x.differs, -box_area(x.box)))
 
 
-def _area(box: tuple[float, float, float, float]) -> float:
+def box_area(box: tuple[float, float, float, float]) -> float:
+    """Of left, top, right, bottom."""
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
@@ -353,7 +358,7 @@ def _compose(
     scale = PANEL / max(shown)
     panel = round(shown[0] * scale), round(shown[1] * scale)
     width = max(panel[0], 560)  # room for the headings
-    regions = _regions(items, size, scale, width, small)
+    regions = crowded_regions(items, size, scale, width, small)
     strip = STRIP[len(regions) - 1] if regions else 0
     head, row = 30, 56
     top = head + row
@@ -370,7 +375,7 @@ def _compose(
         view = _View(photo, size, whole, panel)
         view.draw(own)
         tags = view.frame(regions)
-        outside = [x for x in own if not any(_inside(x.box, region) for region in regions)]
+        outside = [x for x in own if not any(is_inside(x.box, region) for region in regions)]
         unlabelled += view.label(outside, tags, [view.place(region) for region in regions])
         canvas.paste(view.image, (place, top))
         x0, y0, x1, y1 = view.place((0, 0, *size))
@@ -381,7 +386,7 @@ def _compose(
             view.draw(own)
             view.pen.rectangle((0, 0, cell[0] - 1, cell[1] - 1), outline=INK, width=2)
             tag = view.letter((0, 0), LETTERS[n])
-            unlabelled += view.label([x for x in own if _inside(x.box, region)], [tag])
+            unlabelled += view.label([x for x in own if is_inside(x.box, region)], [tag])
             canvas.paste(view.image, (left + n * (cell[0] + 8), strip_top))
     if unlabelled:
         notes.append(f"{unlabelled} labels had no room.")
@@ -391,9 +396,9 @@ def _compose(
 
 def _title(pen: ImageDraw.ImageDraw, image: DifferingImage, width: int) -> None:
     verdict = "candidate better" if image.difference > 0 else "candidate worse"
-    name = _line(image.file_name or "")
-    name = name if name and _writable(name) else f"image {_line(image.image_id)}"
-    text = f"{_shorten(name, 60)}: {verdict} by {abs(image.difference)} (found minus false alarms)"
+    name = one_line(image.file_name or "")
+    name = name if name and _writable(name) else f"image {one_line(image.image_id)}"
+    text = f"{shorten(name, 60)}: {verdict} by {abs(image.difference)} (found minus false alarms)"
     pen.text((MARGIN, 5), _fit(text, 19, width), INK, font=_font(19))
 
 
@@ -405,7 +410,7 @@ def _heading(
     place: tuple[int, int],
     width: int,
 ) -> None:
-    name = _line(run.name)
+    name = one_line(run.name)
     text = f"{role}: {name}" if name and _writable(name) else role
     pen.text(place, _fit(text, 22, width), INK, font=_font(22))
     parts = []
@@ -431,7 +436,7 @@ def _legend(pen: ImageDraw.ImageDraw, size: tuple[int, int]) -> None:
     pen.text((x + 60, y), "thin: the same in both", INK, font=_font(TEXT), anchor="lm")
 
 
-def _regions(
+def crowded_regions(
     items: list[list[_Item]], size: tuple[float, float], scale: float, width: int, small: float
 ) -> list[tuple[float, float, float, float]]:
     """At most two regions with the most small boxes that differ, in px of the image."""
@@ -442,7 +447,7 @@ def _regions(
         if x.differs and _is_small(x.box, scale, small)
     }
     # all pairs are looked at: of very many, the smallest
-    weights = {x: weights[x] for x in sorted(weights, key=_area)[:1000]}
+    weights = {x: weights[x] for x in sorted(weights, key=box_area)[:1000]}
     left = np.array(list(weights)).reshape(-1, 4)
     weight = np.array(list(weights.values()))
     cell = (width - 8) / 2, STRIP[1]
@@ -459,16 +464,16 @@ def _regions(
         if not chosen.any():
             chosen = np.arange(len(left)) == 0
         regions.append(_around(left[chosen], size, cell))
-        rest = [not _inside(x, regions[-1]) for x in left]
+        rest = [not is_inside(x, regions[-1]) for x in left]
         left, weight = left[rest], weight[rest]
     if len(regions) == 1:
-        boxes = np.array([x for x in weights if _inside(x, regions[0])])
+        boxes = np.array([x for x in weights if is_inside(x, regions[0])])
         regions = [_around(boxes, size, (width, STRIP[0]))]
     return sorted(regions)
 
 
 def _is_small(box: tuple[float, float, float, float], scale: float, small: float) -> bool:
-    side = max(_area(box), 0) ** 0.5
+    side = max(box_area(box), 0) ** 0.5
     return side * scale < small or (side < small and side * scale < 2 * small)
 
 
@@ -487,7 +492,8 @@ def _around(
     return (*map(float, corner), *map(float, corner + extent))
 
 
-def _inside(box: Sequence[float], region: Sequence[float]) -> bool:
+def is_inside(box: Sequence[float], region: Sequence[float]) -> bool:
+    """Whether all of a box lies in a region."""
     return (
         box[0] >= region[0] and box[1] >= region[1] and box[2] <= region[2] and box[3] <= region[3]
     )
@@ -639,7 +645,7 @@ class _View:
         for x, y in spots:
             tag = (x, y, x + TAG, y + TAG)
             inside = x >= 0 and y >= 0 and tag[2] < self.size[0] and tag[3] < self.size[1]
-            if inside and not _intersections(np.array([tag]), np.array(taken).reshape(-1, 4)).any():
+            if inside and not intersections(np.array([tag]), np.array(taken).reshape(-1, 4)).any():
                 break
         return tag
 
@@ -666,16 +672,16 @@ class _View:
         """
         differing = [x for x in items if x.differs and self.visible(x)]
         boxes = np.array([self.rectangle(x) for x in differing], float).reshape(-1, 4)
-        is_small = np.sqrt(_areas(boxes)) < 64
+        is_small = np.sqrt(box_areas(boxes)) < 64
         hard = [*boxes[is_small].tolist(), *map(list, taken)]
         soft = np.concatenate([boxes, np.repeat(np.array(spared).reshape(-1, 4), 3, 0)])
         without, placed = max(len(differing) - MAX_LABELS, 0), []
         # objects before false alarms; the smallest first: they have the fewest places
-        order = np.lexsort((_areas(boxes), [x.kind == "false" for x in differing]))
+        order = np.lexsort((box_areas(boxes), [x.kind == "false" for x in differing]))
         for k in order[:MAX_LABELS]:
             font, text = _font(TEXT), differing[k].label
             size = round(font.getlength(text)) + 8, TEXT + 5
-            place = _free_place(boxes[k], size, self.size, hard, soft)
+            place = free_place(boxes[k], size, self.size, hard, soft)
             if place is None:
                 without += 1
                 continue
@@ -699,11 +705,12 @@ class _View:
             self.pen.line((*start, *end), fill=colour, width=2)
 
 
-def _areas(boxes: np.ndarray) -> np.ndarray:
+def box_areas(boxes: np.ndarray) -> np.ndarray:
+    """The same of many, (N, 4)."""
     return np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(1)
 
 
-def _free_place(
+def free_place(
     box: np.ndarray,
     size: tuple[int, int],
     view: tuple[int, int],
@@ -726,15 +733,15 @@ def _free_place(
     corner = np.round(np.array(spots))
     places = np.concatenate([corner, corner + size], 1)
     fits = (corner >= 0).all(1) & (places[:, 2:] < view).all(1)
-    cover = _intersections(places, np.array(hard, float).reshape(-1, 4)).sum(1)
+    cover = intersections(places, np.array(hard, float).reshape(-1, 4)).sum(1)
     cost = np.arange(len(places)) * 0.02 * width * height
-    cost += 0.5 * _intersections(places, soft).sum(1)
+    cost += 0.5 * intersections(places, soft).sum(1)
     cost[~fits | (cover > 0)] = np.inf
     best = int(cost.argmin())
     return tuple(int(v) for v in places[best]) if np.isfinite(cost[best]) else None
 
 
-def _intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Areas that each of a shares with each of b."""
     a, b = a[:, None], b[None]
     shared = [
@@ -828,13 +835,13 @@ def _caption(
     )
     verdict = "better" if image.difference > 0 else "worse"
     lines = [
-        f"{_line(name)}: the candidate is {verdict} by {abs(image.difference)} "
+        f"{one_line(name)}: the candidate is {verdict} by {abs(image.difference)} "
         "(objects found minus false alarms)."
     ]
     for run in (image.baseline, image.candidate):
         found, missed, false_alarms = run.counts["all"]
         lines.append(
-            f"{_line(run.name)}: found {found}, missed {missed}, false alarms {false_alarms} "
+            f"{one_line(run.name)}: found {found}, missed {missed}, false alarms {false_alarms} "
             + (
                 f"(scores from {run.score_thr:.2f})."
                 if np.isfinite(run.score_thr)
@@ -850,7 +857,7 @@ def _caption(
         labels = [x.label.removeprefix("false: ") for x in own if x.kind == kind and x.differs]
         if labels:
             more = f" and {len(labels) - 8} more" if len(labels) > 8 else ""
-            text = text.format(_line(run.name))
+            text = text.format(one_line(run.name))
             lines.append(f"{text[0].upper()}{text[1:]}: {', '.join(labels[:8])}{more}.")
     for bin_name in list(image.baseline.counts)[1:]:
         a, b = image.baseline.counts[bin_name], image.candidate.counts[bin_name]

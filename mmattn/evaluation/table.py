@@ -28,8 +28,8 @@ NOT_AVAILABLE = "n/a"
 
 def size_table(result: Result) -> RenderableType:
     """AP, AP50, AP75 and AR overall and by size, with the number of objects of each row."""
-    table = _table("size", size_header(result.conditions))
-    _add_numbers(table, "objects", *FIGURES)
+    table = new_table("size", size_header(result.conditions))
+    add_numbers(table, "objects", *FIGURES)
     for name, figures in result.rows():
         values = [percent(figures[x]) for x in FIGURES]
         table.add_row(name, size_range(result.conditions, name), str(figures.num_objects), *values)
@@ -42,8 +42,8 @@ def class_table(result: Result | Run) -> RenderableType:
     Of a run of several seeds: the mean.
     """
     first = result if isinstance(result, Result) else result.results[0]
-    table = _table("class")
-    _add_numbers(table, "all", *first.conditions.size_bins)
+    table = new_table("class")
+    add_numbers(table, "all", *first.conditions.size_bins)
     for name, row in first.per_class.items():
         sizes = {"all": row, **row.by_size}
         ap = {size: x.ap for size, x in sizes.items()}
@@ -62,10 +62,10 @@ def runs_table(runs: Sequence[Run]) -> RenderableType:
     """
     conditions = runs[0].conditions
     several = any(run.seeds > 1 for run in runs)
-    table = _table("size")
-    _add_numbers(table, "objects")
+    table = new_table("size")
+    add_numbers(table, "objects")
     table.add_column("run", no_wrap=True)
-    _add_numbers(table, *FIGURES)
+    add_numbers(table, *FIGURES)
     for size, num_objects in runs[0].num_objects.items():
         for n, run in enumerate(runs):
             cells = []
@@ -92,10 +92,10 @@ def runs_table(runs: Sequence[Run]) -> RenderableType:
 
 def comparison_table(comparison: Comparison) -> RenderableType:
     """Differences to the baseline by size, with intervals and p-values."""
-    table = _table("size")
-    _add_numbers(table, "objects")
+    table = new_table("size")
+    add_numbers(table, "objects")
     table.add_column("figure", no_wrap=True)
-    _add_numbers(table, "difference", "interval", "p")
+    add_numbers(table, "difference", "interval", "p")
     for size, row in comparison.differences.items():
         for n, (figure, difference) in enumerate(row.items()):
             what = (size, str(comparison.num_objects[size])) if n == 0 else ("", "")
@@ -105,7 +105,7 @@ def comparison_table(comparison: Comparison) -> RenderableType:
 
 def class_comparison_table(comparison: Comparison) -> RenderableType:
     """Differences of each class's AP, overall and by size, with intervals."""
-    table = _table("class")
+    table = new_table("class")
     for size in comparison.differences:
         table.add_column(size, no_wrap=True)
     for name, row in comparison.per_class.items():
@@ -207,13 +207,15 @@ def _name(text: str) -> Text:
     return Text(" ".join(text.replace("|", "\\|").split()))
 
 
-def _table(*headers: str) -> Table:
+def new_table(*headers: str) -> Table:
+    """An empty Markdown table, whose first columns hold text."""
     table = Table(box=box.MARKDOWN, show_edge=True)
     for header in headers:
         table.add_column(header, no_wrap=True)
     return table
 
 
-def _add_numbers(table: Table, *headers: str) -> None:
+def add_numbers(table: Table, *headers: str) -> None:
+    """Adds columns of numbers."""
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)

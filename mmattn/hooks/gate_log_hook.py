@@ -66,7 +66,8 @@ class GateLogHook(Hook):
             LoggerHook logs the loss.
         layers: Which modules: a name, the end of one (``'layer2.0.sge'``), a regular expression
             that matches whole names (``r'.*layer[34].*'``), or a list of these. None: all.
-        stats: Which statistics, of those above; ``'mean'`` includes ``mean_0`` and others.
+        stats: Which statistics, of those above: a name or a list of names; ``'mean'`` includes
+            ``mean_0`` and others.
         per: ``'layer'``; ``'stage'`` for fewer curves: the mean over all modules of the same name
             in a stage, ``gates/layer1.sge/mask/mean``; or ``'both'``.
 
@@ -81,14 +82,18 @@ class GateLogHook(Hook):
         self,
         interval: int | None = 50,
         layers: str | Sequence[str] | None = None,
-        stats: Sequence[str] = STATS,
+        stats: str | Sequence[str] = STATS,
         per: str = "layer",
     ):
         if interval is not None:
             check_positive_int("GateLogHook", "interval", interval)
-        if isinstance(stats, str) or not isinstance(stats, Sequence) or not stats:
-            raise TypeError(f"GateLogHook expects stats as a list of names, got {stats!r}")
-        for stat in stats:
+        wanted = [stats] if isinstance(stats, str) else stats
+        if not isinstance(wanted, Sequence) or not wanted:
+            raise TypeError(
+                f"GateLogHook expects stats as one of {', '.join(map(repr, STATS))} or a list of "
+                f"these, got {stats!r}"
+            )
+        for stat in wanted:
             check_choice("GateLogHook", "each of stats", stat, STATS)
         check_choice("GateLogHook", "per", per, PER)
         names = [layers] if isinstance(layers, str) else layers
@@ -99,7 +104,7 @@ class GateLogHook(Hook):
                 "GateLogHook expects layers as a name, a regular expression or a list of these, "
                 f"got {layers!r}"
             )
-        self.interval, self.layers, self.stats, self.per = interval, layers, tuple(stats), per
+        self.interval, self.layers, self.stats, self.per = interval, layers, tuple(wanted), per
         self._modules: dict[str, nn.Module] = {}
         self._labels: dict[str, str] = {}
         self._logger: LoggerHook | None = None

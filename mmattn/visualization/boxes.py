@@ -11,9 +11,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from mmattn.evaluation import drawing
-from mmattn.visualization.blend import LIMIT, shown
+from mmattn.visualization.overlay import reduced
 from mmattn.visualization.sheet import LINE, TEXT, Sheet, text_width
 
+PIXELS = 1280  # greatest width and height of an image in the file
 MOST_LABELS = 30  # of pale boxes, in one view
 
 
@@ -73,7 +74,7 @@ class View:
             x0, y0 = max(math.floor(region[0]), 0), max(math.floor(region[1]), 0)
             x1, y1 = min(math.ceil(region[2]), x1), min(math.ceil(region[3]), y1)
             image = np.ascontiguousarray(image[y0:y1, x0:x1])
-        part = shown(image, 2 * LIMIT) if image.dtype == np.uint8 else image
+        part = reduced(image, PIXELS) if image.dtype == np.uint8 else image
         self.axes.imshow(part, extent=(x0, x1, y1, y0), interpolation="antialiased")
         self.axes.set(xlim=(region[0], region[2]), ylim=(region[3], region[1]), aspect="auto")
 
@@ -117,8 +118,9 @@ class View:
                 width *= 0.7
             if thin and min(self.size) < 450:  # a small picture
                 width *= 0.7
-            edge = 0.6 if thin else 1.2
-            self.patch(box, ec="black", lw=width + edge, alpha=0.45 if thin else 0.7, gid="edge")
+            # dark beside the pale line: white alone is lost on a bright image
+            edge = 0.9 if thin else 1.2
+            self.patch(box, ec="black", lw=width + edge, alpha=0.7, gid="edge")
             dash = {"ls": (0, style.dash)} if style.dash else {}
             alpha = 0.85 if thin else 1
             self.patch(box, ec=style.colour, lw=width, alpha=alpha, gid=item.kind, **dash)
@@ -147,7 +149,7 @@ class View:
     @staticmethod
     def _meets(at: tuple, side: float, taken: Sequence[tuple]) -> bool:
         tag = np.array([(*at, at[0] + side, at[1] + side)], float)
-        return bool(drawing._intersections(tag, np.array(taken, float).reshape(-1, 4)).any())
+        return bool(drawing.intersections(tag, np.array(taken, float).reshape(-1, 4)).any())
 
     def letter(self, at: tuple[float, float], letter: str) -> tuple:
         """The letter of a region."""
@@ -167,23 +169,29 @@ class View:
         middle = self.size[0] / 2, self.size[1] / 2
         self._write(middle, text, ha="center", size=9, bbox=box)
 
-    def label(self, items: Sequence[Item], taken: Sequence[tuple]) -> None:
-        """Class and score where there is room: first of what differs, the smallest first."""
+    def label(self, items: Sequence[Item], taken: Sequence[tuple]) -> list[Item]:
+        """Class and score where there is room: first of what differs, the smallest first.
+
+        Returns:
+            Those that have no label.
+        """
         boxes = np.array([self.rectangle(x) for x in items]).reshape(-1, 4)
-        small = np.sqrt(drawing._areas(boxes)) < 64
+        small = np.sqrt(drawing.box_areas(boxes)) < 64
         strong = np.array([x.differs for x in items], bool)
         hard = [*boxes[small & strong].tolist(), *map(list, taken)]
-        order = np.lexsort((drawing._areas(boxes), ~strong))
-        kept = 0
+        order = np.lexsort((drawing.box_areas(boxes), ~strong))
+        kept, left_out = 0, []
         for k in order:
             if not strong[k]:
                 kept += 1
                 if kept > MOST_LABELS:
-                    break
+                    left_out.append(items[k])
+                    continue
             size = round(text_width(items[k].label)) + 8, LINE - 2
             spots = boxes if strong[k] else np.concatenate([boxes, boxes])
-            place = drawing._free_place(boxes[k], size, self.size, hard, spots)
+            place = drawing.free_place(boxes[k], size, self.size, hard, spots)
             if place is None or (not strong[k] and self._apart(place, boxes[k])):
+                left_out.append(items[k])
                 continue
             hard.append(list(place))
             style = STYLES[items[k].kind]
@@ -194,6 +202,7 @@ class View:
             self.patch(place, fill=True, zorder=5, **fill)
             at = place[0] + 4, (place[1] + place[3]) / 2
             self._write(at, items[k].label, color="black" if strong[k] else "#333333")
+        return left_out
 
     @staticmethod
     def _apart(place: Sequence[float], box: Sequence[float]) -> bool:

@@ -6,21 +6,25 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from mmattn.visualization.collected import Channels, Collected, Layer, Map
-from mmattn.visualization.overlay import over_image, shown
+from mmattn.visualization.overlay import MINUS, bar, over_image, rounded, shown
 from mmattn.visualization.shares import around, percent
-from mmattn.visualization.style import LOWERED, RAISED, Scale, new_figure, styled
+from mmattn.visualization.sheet import heading
+from mmattn.visualization.style import AMOUNT, LOWERED, RAISED, Scale, new_figure, styled
 
+LEAST_TERM = 1e-3  # a scale of what is added reaches so far from 0 at least
 NEAR = 0.01  # so near to the neutral value, in shares of it, a gate hardly does anything
 PANEL = 1.75  # inches, the longer side of a small map
 FRAME = "#777777"
+BESIDE = dict(location="right", pad=0.02, panchor=False, aspect=25)
 END = 1.86  # a strip is 1 wide, and its numbers end here
 
 
@@ -172,7 +176,7 @@ def draw_shares(collected: Collected, layer: str | Layer) -> Figure:
         second, even = values[-1], _even(one)
         scale = _share_scale([one])
         figure = new_figure(6, 3)
-        figure.suptitle(title)
+        heading(figure, title)
         ax = figure.subplots()
         _curve(ax, second, even, scale, scale.label)
         ax.axhline(second.mean(), color="black", lw=1, ls=(0, (4, 2)))
@@ -252,7 +256,10 @@ def _scale_of(maps: list[Map], values: list) -> Scale:
     neutrals = {one.neutral for one in maps}
     centre = neutrals.pop() if len(neutrals) == 1 else None
     label = maps[0].name if centre is None else f"{maps[0].name} (neutral: {_number(centre)})"
-    return _to_bounds(Scale.of(values, centre, label, maps[0].bounds), maps[0].bounds)
+    # a gate that has not learned yet is drawn in one colour, not as noise
+    least = LEAST_TERM if maps[0].role == "term" else NEAR
+    scale = Scale.of(values, centre, label, maps[0].bounds, least=least)
+    return _to_bounds(scale, maps[0].bounds)
 
 
 def _to_bounds(scale: Scale, bounds: tuple[float | None, float | None]) -> Scale:
@@ -290,8 +297,8 @@ def _number(x: float, scale: Scale | None = None) -> str:
     else:
         middle = (scale.low + scale.high) / 2 if scale.centre is None else scale.centre
         power = math.ceil(math.log10(max(scale.high - middle, middle - scale.low)))
-        text = f"{x:.{max(3 - power, 0)}f}" if -4 < power < 6 else f"{x:.2e}"
-    return text.replace("-", "\N{MINUS SIGN}")
+        text = rounded(x, max(3 - power, 0)) if -4 < power < 6 else f"{x:.2e}"
+    return text.replace("-", MINUS)
 
 
 def _tolerance(neutral: float, scale: Scale) -> float:
@@ -321,7 +328,7 @@ def _strips(strips: list[_Strip], scale: Scale, title: str) -> Figure:
         y += 1
     with styled():
         figure = new_figure(9.2, step * (y + 1) + 1.15)
-        figure.suptitle(title)
+        heading(figure, title)
         ax = figure.subplots()
         for top, strip in zip(tops, strips, strict=True):
             _strip(ax, np.sort(strip.values), strip.neutral, scale, top + 0.06, top + 0.94)
@@ -335,7 +342,8 @@ def _strips(strips: list[_Strip], scale: Scale, title: str) -> Figure:
         ax.spines[:].set_visible(False)
         if scale.centre is not None:
             scale = replace(scale, label=f"{scale.label}; black mark: where a strip passes it")
-        _bar(figure, ax, scale, [s.values for s in strips], "bottom")
+        beside = dict(location="bottom", pad=0.02, panchor=False, shrink=0.55, aspect=45)
+        bar(figure, ax, scale, [s.values for s in strips], beside=beside)
     return figure
 
 
@@ -375,26 +383,6 @@ def _numbers(ax: Axes, strips: list[_Strip], scale: Scale, tops: list[float], si
             ax.text(x, top + 0.5, cell, ha="right", va="center", fontsize=size)
 
 
-def _bar(figure, axes, scale: Scale, values: Iterable, location: str = "right") -> None:
-    """The scale with numbers; pointed ends where values lie beyond it."""
-    flat = np.concatenate([np.asarray(v, np.float64).ravel() for v in values])
-    slack = 1e-6 * (scale.high - scale.low)
-    below = np.nanmin(flat) < scale.low - slack
-    above = np.nanmax(flat) > scale.high + slack
-    extend = "both" if below and above else "min" if below else "max" if above else "neither"
-    place = dict(shrink=0.55, aspect=45) if location == "bottom" else dict(aspect=25)
-    middle = (scale.low + scale.high) / 2 if scale.centre is None else scale.centre
-    ticks = [scale.low, (scale.low + middle) / 2, middle, (scale.high + middle) / 2, scale.high]
-    bar = figure.colorbar(
-        ScalarMappable(scale.norm, scale.cmap), ax=axes, location=location, pad=0.02, panchor=False,
-        extend=extend, extendfrac=0.04, label=scale.label, ticks=ticks, **place,
-    )  # fmt: skip
-    bar.minorticks_off()
-    bar.set_ticklabels([_number(t, scale) for t in ticks])
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_linewidth(0.5)
-
-
 def _curve(
     ax: Axes, values: np.ndarray, neutral: float | None, scale: Scale, label: str
 ) -> np.ndarray:
@@ -408,8 +396,9 @@ def _curve(
     )  # fmt: skip
     if neutral is not None:
         ax.axhline(neutral, color=FRAME, lw=0.8, zorder=1)
-    low = min(scale.low, values.min())
-    high = max(scale.high, values.max())
+    finite = values[np.isfinite(values)]
+    low = min(scale.low, finite.min(initial=scale.low))
+    high = max(scale.high, finite.max(initial=scale.high))
     pad = 0.06 * (high - low)
     room = 0.02 * len(values) + 0.5
     ax.set(
@@ -446,7 +435,7 @@ def _channels_figure(
     narrow = panel[0] < 1.35  # the gate stands below the number of the channel
     tall = max(down * (panel[1] + (0.42 if narrow else 0.28)) + 0.2, 2.8)
     figure = new_figure(max(maps_width + 3.4, 5.0), tall + 0.45)
-    figure.suptitle(f"{layer.title}: {one.name} — {collected.name}")
+    heading(figure, f"{layer.title}: {one.name} — {collected.name}")
     if not drawn:
         _marked_curve(figure.subplots(), one, gates, scale, groups)
         return figure
@@ -469,22 +458,30 @@ def _channels_figure(
             frame = Rectangle((0, 0), width, height, fill=False, ec=FRAME, lw=0.6, clip_on=False)
             ax.add_patch(frame)
             if k == 0:
-                heading = ax.annotate(
+                word = ax.annotate(
                     words, (0, 1), (0, 25 if narrow else 14), xycoords="axes fraction",
                     textcoords="offset points", fontsize=9, fontweight="bold", color=colour,
                 )  # fmt: skip
-                heading.set_in_layout(False)  # it may be wider than the map; the title has a line
+                word.set_in_layout(False)  # it may be wider than the map; the title has a line
     values = [channels.values for _, channels, _, _ in drawn]
-    _bar(left, axes, activation, values)
+    bar(left, axes, activation, values, beside=BESIDE)
     _marked_curve(right.subplots(), one, gates, scale, groups)
     return figure
+
+
+class _ActivationScale(Scale):
+    """Other colours than those of the gates in the same figure."""
+
+    @property
+    def cmap(self) -> Colormap:
+        return matplotlib.colormaps[AMOUNT if self.centre is None else "RdBu_r"]
 
 
 def _activation_scale(found: list[Channels]) -> Scale:
     """One for all maps: around 0 if there are values of both signs."""
     values = [channels.values for channels in found]
-    signed = any(bool((v < 0).any()) for v in values)
-    return Scale.of(
+    signed = all(any(bool((sign * v > 0).any()) for v in values) for sign in (1, -1))
+    return _ActivationScale.of(
         values, 0.0 if signed else None, "what came into the module\n(one scale for all maps)"
     )
 
@@ -511,7 +508,7 @@ def _marked_curve(ax: Axes, one: Map, gates: np.ndarray, scale: Scale, groups: l
 def _bars(values: np.ndarray, one: Map, title: str) -> Figure:
     """The shares of experts."""
     figure = new_figure(max(3.6, 0.5 * len(values) + 1.2), 3)
-    figure.suptitle(title)
+    heading(figure, title)
     ax = figure.subplots()
     at = np.arange(len(values))
     bars = ax.bar(at, values, color="#0072B2", width=0.7)
@@ -539,7 +536,7 @@ def _table(rows: list[tuple[Layer, Map]], title: str) -> Figure:
     scale = Scale(0.0, highs[0] if highs else max(float(np.nanmax(table)), 1e-6), None,
                   rows[0][1].name)  # fmt: skip
     figure = new_figure(max(4.0, 0.5 * most + 2.2), 0.24 * len(rows) + 1.2)
-    figure.suptitle(title)
+    heading(figure, title)
     ax = figure.subplots()
     ax.imshow(np.ma.masked_invalid(table), cmap=scale.cmap, norm=scale.norm, aspect="auto")
     for n, k in np.argwhere(np.isfinite(table)):
@@ -550,5 +547,5 @@ def _table(rows: list[tuple[Layer, Map]], title: str) -> Figure:
     ax.set_yticklabels([layer.label for layer, _ in rows])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    _bar(figure, ax, scale, [table])
+    bar(figure, ax, scale, [table], beside=BESIDE)
     return figure

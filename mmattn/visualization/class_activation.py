@@ -15,7 +15,6 @@ import math
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -455,12 +454,17 @@ def _kind(x: Any) -> str:
 
 def _chosen(run: _Run, boxes: int | Sequence[int] | None, score: float, limit: int) -> list[int]:
     count = len(run.scores)
-    highest = f"; the highest score is {float(run.scores[0]):.3f}" if count else ""
+    highest = ""
+    if count:
+        best, below = float(run.scores[0]), 1.0 if boxes is not None else score
+        # never rounded up to the limit
+        digits = next((n for n in range(3, 12) if round(best, n) < below), 12)
+        highest = f"; the highest score is {best:.{digits}f}"
     if boxes is None:
         found = [i for i in range(count) if run.scores[i] >= score][:limit]
         if not found:
             raise ValueError(
-                f"the model found nothing with a score of at least {score:g}"
+                f"the model found nothing with a score of at least {score:.10g}"
                 + (highest or ", nor anything else in this image")
                 + "."
             )
@@ -666,12 +670,11 @@ def draw_grad_cam(found: BoxCam) -> Figure:
         else np.full(small.image.shape[:2], np.nan)
         for one in found.maps
     ]
-    width, _ = overlay.panel_size(size, 1 + len(maps))
-    panels = [overlay.Panel("the image", small.image / 255)]
+    panels = [overlay.image_panel(small)]
     for one, values in zip(found.maps, maps, strict=True):
-        panels.append(
-            overlay.Panel(_panel_title(one, width), overlay.over_image(small, values, scale))
-        )
+        height, width = one.values.shape
+        cells = f"{one.title}\n{height} {overlay.TIMES} {width} cells"
+        panels.append(overlay.Panel(cells, overlay.over_image(small, values, scale)))
     title = f"{METHODS[found.method][0]} of {found.title}"
     with style.styled():
         figure = overlay.draw_panels(title, panels, size, scale, maps)
@@ -698,12 +701,3 @@ def draw_grad_cam(found: BoxCam) -> Figure:
                     bbox=dict(facecolor="white", edgecolor="none", alpha=0.85, pad=2),
                 )
     return figure
-
-
-def _panel_title(one: CamMap, width: float) -> str:
-    letters = max(int(width / 0.073), 14)  # inches of a letter
-    name = one.title
-    if len(name) > letters:  # names break at their dots only
-        name = "\n".join(textwrap.wrap(name.replace(".", ". "), letters)).replace(". ", ".")
-    height, across = one.values.shape
-    return f"{name}\n{height} {overlay.TIMES} {across} cells"

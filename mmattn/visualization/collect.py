@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from mmattn.plugins.base import AttentionModule
@@ -57,7 +58,8 @@ def collect(
         groups: How many groups of channels of a spatial gate are kept, those that vary most over
             the image; or their numbers. The mean over all groups is always there.
         queries: Points (x, y) of the image, in px, whose attention is kept for a NonLocal. None:
-            the centres of the best detections and a point far from them, or else four points.
+            the centres of the best detections that lie apart and the point farthest from all, or
+            else four points.
         channels: How many of the most raised channels, and of the most lowered, are kept.
         neutral: Detect once more with all gates neutral (of the chosen layers only, if some are
             chosen), see :func:`mmattn.visualization.neutralized`.
@@ -70,8 +72,16 @@ def collect(
             be read, or the pipeline of the config crops images.
         TypeError: ``images`` is none of these.
     """
+    model = model.module if is_model_wrapper(model) else model
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, which hears no listeners
     modules = chosen(attention_modules(model), layers)
     how = _How(groups, queries, channels)
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    if hasattr(model, "data_preprocessor") and kind not in (None, torch.float32):
+        raise TypeError(
+            "collect expects a detector in float32, as its data preprocessor gives images, got "
+            f"one in {kind}: give model.float()"
+        )
     mode = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -109,6 +119,9 @@ def _collect_one(
     if neutral and detections is not None:
         with torch.no_grad(), neutralized(model, list(modules)):
             without = image.detect()
+        # classes without names are known by what was found
+        classes = max(detections.classes, without.classes, key=len)
+        detections, without = (replace(one, classes=classes) for one in (detections, without))
     return Collected(
         image.name,
         image.pixels,
@@ -133,10 +146,10 @@ class _Heard:
 
 def _hear(call: Call, followed: Following, image: Prepared) -> _Heard:
     x = call.x
-    on_image = x.shape[0] == 1 or x.shape[0] == image.batch
-    grid = None
-    if on_image:
-        grid = followed.grid(x) or Grid.even(tuple(x.shape[2:]), image.input_size)
+    grid = followed.grid(x) if x.shape[0] == image.batch else None
+    if grid is None and x.shape[0] == image.batch and "roi_head" not in call.name.split("."):
+        grid = Grid.even(tuple(x.shape[2:]), image.input_size)
+    on_image = grid is not None  # not a region of interest, even if there is one alone
     gate = isinstance(call.module, AttentionModule)
     before = _norm(x) if gate and on_image else None
     after = _norm(call.y) if gate and on_image and call.y.shape == x.shape else None
@@ -190,7 +203,13 @@ def _attention(call: Call, one: AttentionMap, grid: Grid, placement: Placement, 
     }
     height, width = call.x.shape[2:]
     cells, asked = [], []
+    rows, columns = placement.image_size
     for x, y in points:
+        if not (0 <= x <= columns and 0 <= y <= rows):
+            raise ValueError(
+                f"the query point {x:g},{y:g} lies outside the image: expected x from 0 to "
+                f"{columns} and y from 0 to {rows}"
+            )
         at = placement.to_input(x, y)
         cells.append(
             [
@@ -235,7 +254,13 @@ def _map(one: AttentionMap, grid: Grid | None, x: Tensor, how: _How, asked=None)
 def _groups(values: Tensor, wanted: int | Sequence[int]) -> tuple[int, ...]:
     """Numbers of groups: those that vary most, or those that were named and exist."""
     if not isinstance(wanted, int):
-        return tuple(g for g in wanted if g < len(values))
+        found = tuple(g for g in wanted if g < len(values))
+        if not found and len(values) > 1:
+            raise ValueError(
+                f"groups {', '.join(map(str, wanted))}: a map has {len(values)} groups, numbered "
+                f"from 0 to {len(values) - 1}"
+            )
+        return found or (0,)
     spread = values.flatten(1).std(1, correction=0)
     return tuple(spread.argsort(descending=True, stable=True)[:wanted].tolist())
 
@@ -254,12 +279,16 @@ def _extremes(maps: list[Map], x: Tensor, grid: Grid | None, count: int):
 
 
 def _numbered(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """A module that ran several times is told apart by the stride of its map."""
-    often = {layer.name for layer in layers if layer.call > 0}
+    """The calls of a module are told apart by the strides of its maps, or else by number."""
+    strides: dict[str, list] = {}
+    for layer in layers:
+        strides.setdefault(layer.name, []).append(layer.grid and layer.grid.stride[0])
     out = []
     for layer in layers:
-        if layer.name in often:
-            where = f"stride {layer.grid.stride[0]:g}" if layer.grid else f"call {layer.call + 1}"
+        own = strides[layer.name]
+        if len(own) > 1:
+            tells = None not in own and len(set(own)) == len(own)
+            where = f"stride {layer.grid.stride[0]:g}" if tells else f"call {layer.call + 1}"
             layer = replace(layer, label=f"{layer.label}, {where}")
         out.append(layer)
     return tuple(out)
@@ -290,6 +319,7 @@ def _points(placement: Placement, detections: Detections | None) -> list[tuple[f
             math.hypot(max(left - x, 0, x - right), max(top - y, 0, y - bottom))
             for left, top, right, bottom in found.boxes
         ]
-        return min(gaps)
+        # inside boxes everywhere: far from the other points at least
+        return min(gaps), min(math.dist(point, other) for other in centres)
 
     return [*centres, max(grid, key=clearance)]

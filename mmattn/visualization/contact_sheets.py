@@ -11,11 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from mmattn.visualization.blend import blend, on_grey
 from mmattn.visualization.boxes import Item, View
 from mmattn.visualization.channels import channel_scale
 from mmattn.visualization.collected import Collected, Layer, Map
-from mmattn.visualization.overlay import RatioScale, bar, over_image, shown
+from mmattn.visualization.overlay import RatioScale, bar, over_image, shown, tint_of, tinted
 from mmattn.visualization.sheet import LINE, Sheet
 from mmattn.visualization.spatial import BY_CHANNEL, spatial_scale
 from mmattn.visualization.style import Scale, palette, styled
@@ -205,9 +204,9 @@ def _regions(cells: list[_Cell]) -> _Kind:
     def picture(cell):
         small = shown(cell.image, PIXELS)
         index = small.on_image(cell.map.values.long(), cell.map.grid, nearest=True)
-        return blend(small.image, colours[index])
+        return tinted(small.image, colours[index])
 
-    return _Kind(cells[0].map.name, picture, patches=_patches("region", on_grey(colours)))
+    return _Kind(cells[0].map.name, picture, patches=_patches("region", tint_of(colours)))
 
 
 def _channel(cells: list[_Cell]) -> _Kind:
@@ -229,11 +228,17 @@ def _shares(cells: list[_Cell]) -> _Kind:
     colours = palette(len(one.values))(np.arange(len(one.values)))[:, :3]
     several = one.values.ndim > 1
 
+    def of(cell):
+        return cell.values.mean(1) if several else cell.values
+
+    # shares of experts need not sum to 1
+    end = max(1, *(float(of(cell).sum()) for cell in cells))
+
     def strip(axes, cell):
-        shares = cell.values.mean(1) if several else cell.values
-        ends = np.cumsum(shares)
-        axes.barh(0.5, shares, 1, ends - shares, color=colours, ec="black", lw=0.4)
-        axes.set(xlim=(0, max(ends[-1], 1)), ylim=(0, 1))
+        shares = of(cell)
+        left = np.cumsum(shares) - shares
+        axes.barh(0.5, shares, 1, left, color=colours, ec="black", lw=0.4)
+        axes.set(xlim=(0, end), ylim=(0, 1))
 
     what = one.name + (", mean over the channels" if several else "")
     return _Kind(what, strip=strip, patches=_patches(one.name.split()[0], colours))

@@ -17,10 +17,10 @@ from rich.table import Table
 from mmattn.evaluation import drawing, table
 from mmattn.evaluation.bins import ALL, MAX_SIZE, SizeBin, SizeBins, parse_bins
 from mmattn.evaluation.data import GroundTruth
-from mmattn.evaluation.differences import _match, _within
+from mmattn.evaluation.differences import match_greedily, within
 from mmattn.visualization.boxes import STYLES, Item, View, legend
 from mmattn.visualization.collected import Collected, Detections
-from mmattn.visualization.sheet import LINE, TEXT, UNIT, Sheet, text_width
+from mmattn.visualization.sheet import LINE, TEXT, UNIT, Sheet, fit, text_width
 from mmattn.visualization.style import COLOURS, SIZES, styled
 
 DETECTED = ("with", "without", "kept", "gained", "lost")
@@ -176,7 +176,7 @@ class Difference:
 
     def _count(self, sizes: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
         return {
-            name: {what: int(_within(x, low, high).sum()) for what, x in sizes.items()}
+            name: {what: int(within(x, low, high).sum()) for what, x in sizes.items()}
             for name, low, high in (ALL, *self.bins)
         }
 
@@ -280,7 +280,7 @@ def _pairs(own: Detections, others: Objects, iou: float) -> tuple[np.ndarray, np
     ).reshape(len(own), len(others))
     same = own.labels[:, None] == others.labels[None]
     rows, columns = np.nonzero(same & (overlap >= min(iou, 1 - 1e-10)))
-    taken = _match(len(own), others, rows, columns, overlap[rows, columns], others.crowd)
+    taken = match_greedily(len(own), others, rows, columns, overlap[rows, columns], others.crowd)
     return taken, np.where(taken >= 0, overlap[np.arange(len(own)), taken], 0)
 
 
@@ -334,7 +334,7 @@ def summarize(differences: Sequence[Difference]) -> list[dict[str, Any]]:
         row = {"size": name, "low": low, "high": None if high >= MAX_SIZE else high}
         row["images"] = len(differences)
         row |= {k: sum(x.counts[name][k] for x in differences) for k in DETECTED}
-        inside = changes[_within(areas, low, high)]
+        inside = changes[within(areas, low, high)]
         row["score change"] = float(inside.mean()) if len(inside) else None
         if annotated:
             found = {k: sum(x.found[name][k] for x in annotated) for k in FOUND}
@@ -349,9 +349,9 @@ def summary_table(rows: Sequence[dict[str, Any]]) -> Table:
     ``mmattn.evaluation.table.render`` makes Markdown of it.
     """
     objects = ("objects", *FOUND) if "objects" in rows[0] else ()
-    shown = table._table("size", "area (px^2)")
-    table._add_numbers(shown, *DETECTED, "score change")
-    table._add_numbers(shown, *(FOUND_BY.get(x, x) for x in objects))
+    shown = table.new_table("size", "area (px^2)")
+    table.add_numbers(shown, *DETECTED, "score change")
+    table.add_numbers(shown, *(FOUND_BY.get(x, x) for x in objects))
     for row in rows:
         change = row["score change"]
         cells = [str(row[k]) for k in DETECTED]
@@ -390,7 +390,7 @@ def draw_detections(
     """The detections with the modules' effect and without it, side by side.
 
     What only one side has is strong, in its own colour and line, with class and score (and its
-    score on the other side, where that is only too low); what both have is thin and pale. Small
+    score on the other side, or that there is none); what both have is thin and pale. Small
     boxes that differ are enlarged below, and bars count all by size. Without neutral detections
     there is one panel; the figure says so where there are no detections.
 
@@ -438,10 +438,12 @@ def _panels(difference: Difference | None, both: bool, score: float) -> list[_Pa
     for side, (own, name, only, elsewhere, kind) in enumerate(sides):
         labels = [f"{_name(own, k)} {s:.2f}" for k, s in zip(own.labels, own.scores, strict=True)]
         for k, value in zip(only, elsewhere, strict=True):
+            there = "none"
             if not math.isnan(value):
                 # never rounded up to what would count
                 digits = next((n for n in range(2, 6) if round(value, n) < score), 6)
-                labels[k] += f" ({value:.{digits}f} {'without' if kind == 'gained' else 'with'})"
+                there = f"{value:.{digits}f}"
+            labels[k] += f" ({there} {'without' if kind == 'gained' else 'with'})"
         kinds = np.full(len(own), "kept" if both else "found", object)
         kinds[only] = kind
         items = [
@@ -458,7 +460,7 @@ def _panels(difference: Difference | None, both: bool, score: float) -> list[_Pa
                 only_here = both and found[1 - side][k]
                 label = f"missed: {_name(truth, truth.labels[k])}"
                 items.append(Item("missed", only_here, tuple(map(float, truth.boxes[k])), label))
-        items.sort(key=lambda x: (x.differs, -drawing._area(x.box)))
+        items.sort(key=lambda x: (x.differs, -drawing.box_area(x.box)))
         note = "" if len(own) else f"no detection with a score of {score:g} or more"
         panels.append(_Panel(name, details, note, items))
     return panels
@@ -466,7 +468,7 @@ def _panels(difference: Difference | None, both: bool, score: float) -> list[_Pa
 
 def _name(of: Detections | Objects, label: int) -> str:
     """The class, in one line that has room."""
-    return drawing._shorten(drawing._line(of.classes[label]), 24)
+    return drawing.shorten(drawing.one_line(of.classes[label]), 24)
 
 
 def _compose(
@@ -479,7 +481,7 @@ def _compose(
     regions = []
     if both:
         layout = [[x._replace(kind="false") for x in p.items] for p in panels]
-        regions = drawing._regions(layout, (width, height), scale, column, 32)
+        regions = drawing.crowded_regions(layout, (width, height), scale, column, 32)
     strip = drawing.STRIP[len(regions) - 1] if regions else 0
     top = MARGIN + 3 * LINE + 8
     strip_top = top + panel[1] + 14
@@ -488,12 +490,14 @@ def _compose(
     total = len(panels) * column + (len(panels) - 1) * GAP + 2 * MARGIN
     sheet = Sheet(total, foot + LINE + charts + MARGIN)
 
-    heading = drawing._shorten(drawing._line(collected.name), 60)
+    what = ""
     if difference is not None:
-        heading += f": detections with a score of {difference.score:g} or more"
+        what = f": detections with a score of {difference.score:g} or more"
         if both:
-            heading += f"; the same where class agrees and IoU is {difference.iou_thr:g} or more"
-    sheet.text(MARGIN, MARGIN, heading, total - 2 * MARGIN, size=9)
+            what += f"; the same where class agrees and IoU is {difference.iou_thr:g} or more"
+    room = total - 2 * MARGIN
+    name = fit(drawing.one_line(collected.name), 9, max(room - text_width(what, 9), 120))
+    sheet.text(MARGIN, MARGIN, name + what, room, size=9)
     for k, part in enumerate(panels):
         left = MARGIN + k * (column + GAP)
         sheet.text(left, MARGIN + LINE + 4, part.title, column, weight="bold")
@@ -503,8 +507,8 @@ def _compose(
         view.axes.set_label(("with", "without")[k])
         view.draw(part.items)
         frames = view.frame(regions)
-        outside = [x for x in part.items if not any(drawing._inside(x.box, r) for r in regions)]
-        view.label(outside, frames)
+        outside = [x for x in part.items if not any(drawing.is_inside(x.box, r) for r in regions)]
+        unlabelled = view.label(outside, frames)
         if part.note:
             view.note(part.note)
         cell = (column - (len(regions) - 1) * 8) // max(len(regions), 1)
@@ -515,7 +519,14 @@ def _compose(
             view.border()
             view.draw(part.items)
             tag = view.letter((0, 0), drawing.LETTERS[n])
-            view.label([x for x in part.items if drawing._inside(x.box, region)], [tag])
+            inside = [x for x in part.items if drawing.is_inside(x.box, region)]
+            unlabelled += view.label(inside, [tag])
+        if unlabelled:
+            which = "kept boxes" if all(x.kind == "kept" for x in unlabelled) else "boxes"
+            start = left + text_width(part.title, 8.5, "bold") + 12
+            text = f"not all {which} have room for a label"
+            options = {"size": TEXT - 0.5, "color": "#555555"}
+            sheet.text(start, MARGIN + LINE + 5, text, left + column - start, **options)
     if difference is not None:
         kinds = ("gained", "lost", "kept") if both else ("found",)
         kinds += ("missed",) if difference.truth is not None else ()
@@ -605,7 +616,7 @@ def _scores(axes: Axes, difference: Difference) -> None:
     usual = all(x.name in SIZES for x in difference.bins)
     free = np.ones(len(areas), bool)
     for k, (name, low, high) in enumerate(difference.bins):
-        own = free & _within(areas, low, high)
+        own = free & within(areas, low, high)
         free &= ~own
         colour = SIZES[name] if usual else COLOURS[k % len(COLOURS)]
         options = {"marker": "os^DvP"[k % 6], "s": 22, "lw": 0.5, "ec": "black", "label": name}

@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from mmattn.evaluation.table import NOT_AVAILABLE, render
+from mmattn.evaluation.table import render
 from mmattn.visualization.collected import Collected
+from mmattn.visualization.shares import number
 
 COSINE, JSD = "query distance (cosine)", "query distance (JSD)"  # in Layer.measures
 
@@ -111,7 +112,7 @@ def distance_markdown(rows: Sequence[Mapping]) -> str:
         table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
         cells = (Text(row["title"]), Text(row["layer"]), str(row["images"]))
-        table.add_row(*cells, _number(row["cosine"]), _number(row["JSD"]))
+        table.add_row(*cells, number(row["cosine"]), number(row["JSD"]))
     note = (
         "Mean over all pairs of queries, then over images; 0: every query attends to the same "
         "places, at most 1 (cosine, weights of at least 0) and 0.693 (JSD, ln 2)."
@@ -121,9 +122,3 @@ def distance_markdown(rows: Sequence[Mapping]) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
-
-
-def _number(value: float) -> str:
-    return (
-        NOT_AVAILABLE if math.isnan(value) else f"{value:.2g}" if value < 0.01 else f"{value:.3f}"
-    )

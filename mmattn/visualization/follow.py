@@ -67,11 +67,18 @@ class Following(TorchDispatchMode):
         if packet in MOVES:
             # a view that leaves height and width alone
             x = args[0]
-            same = packet in (aten.view, aten._unsafe_view, aten.reshape)
-            same = same and isinstance(x, Tensor) and x.shape[-2:] == output.shape[-2:]
+            if packet in (aten.view, aten._unsafe_view, aten.reshape):
+                same = isinstance(x, Tensor) and x.shape[-2:] == output.shape[-2:]
+            else:  # the shuffle of a ShuffleNet turns channels over
+                same = packet is aten.transpose and _leaves(x, args[1:3])
             return self._grids.get(x) if same else None
         like = [grid for x, grid in known if x.shape[-2:] == output.shape[-2:]]
         return _mean(like) if like else None
+
+
+def _leaves(x: Tensor, turned: Sequence[int]) -> bool:
+    """Whether height and width are none of the axes that change places."""
+    return all(axis % x.dim() < x.dim() - 2 for axis in turned)
 
 
 def _mean(grids: Sequence[Grid]) -> Grid:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import math
+import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from mmattn.visualization.detections import (
     summary_table,
 )
 from mmattn.visualization.distance import distance_markdown, distance_table
+from mmattn.visualization.record import chosen
 from mmattn.visualization.regions import draw_region_layers, draw_regions
 from mmattn.visualization.shares import entropy, region_shares
 from mmattn.visualization.spatial import draw_layers, draw_norms, draw_spatial, spatial_scale
@@ -48,6 +50,7 @@ FORMATS = ("png", "svg")
 SUMMARY = "summary.json"
 THUMBNAIL = 160  # px
 QUALITY = 82  # of the pictures in the page
+LONGEST = 80  # characters of a file's name; four bytes each at most
 DETAIL = 8  # images that are drawn layer by layer
 
 
@@ -170,6 +173,8 @@ class Gallery:
         if layers is None:
             last = {(x.type, x.stage): x.name for x in self.images[0] if _drawable(x)}
             layers = list(last.values())
+        else:
+            layers = list(chosen({x.name: x for x in self.images[0]}, layers))
         for name in layers:
             figures = contact_sheet(self.images, name, score=self.score)
             title = self.images[0][name].title
@@ -200,13 +205,18 @@ class Gallery:
 
 
 def with_unique_names(images: Sequence[Collected]) -> list[Collected]:
-    """The same images; those of one name are numbered."""
-    used: Counter[str] = Counter()
+    """The same images; those whose names make the same file name are numbered."""
+    used: set[str] = set()
     found = []
     for image in images:
-        used[image.name] += 1
-        number = used[image.name]
-        found.append(image if number == 1 else replace(image, name=f"{image.name} ({number})"))
+        numbered = (f"{image.name} ({number})" for number in itertools.count(2))
+        name = next(
+            name
+            for name in itertools.chain([image.name], numbered)
+            if _file(name).casefold() not in used  # some systems take a and A for one
+        )
+        used.add(_file(name).casefold())
+        found.append(replace(image, name=name))
     return found
 
 
@@ -218,10 +228,12 @@ def objects_of(images: Sequence[Collected], annotations: str) -> dict[str, Objec
         annotations: A COCO annotation file.
 
     Raises:
-        ValueError: It is none, or lacks an image or all of the model's classes.
+        ValueError: It is none, or lacks all images or all of the model's classes.
     """
     truth = load_ground_truth(annotations)
-    by_file = {Path(name).name: name for name in truth.file_names if name}
+    by_file: dict[str, list[str]] = {}
+    for name in filter(None, truth.file_names):
+        by_file.setdefault(Path(name).name, []).append(name)
     found = {}
     for image in images:
         if image.detections is None:
@@ -232,10 +244,17 @@ def objects_of(images: Sequence[Collected], annotations: str) -> dict[str, Objec
                 f"{annotations} has the classes {_some(truth.class_names)}, the model "
                 f"{_some(classes)}: expected annotations of the model's classes"
             )
-        name = by_file.get(image.path.name)
-        if name is None:
-            raise ValueError(f"{annotations} has no image named {image.path.name}")
-        found[image.name] = Objects.of(truth, name, classes)
+        names = by_file.get(image.path.name, [])
+        if len(names) > 1:  # in several folders
+            inside = image.path.absolute().parts
+            names = [name for name in names if inside[-len(Path(name).parts) :] == Path(name).parts]
+        if len(names) > 1:
+            raise ValueError(f"{annotations} has several images that can be {image.path}")
+        if not names:
+            continue
+        found[image.name] = Objects.of(truth, names[0], classes)
+    if not found:
+        raise ValueError(f"{annotations} has no image named {images[0].path.name}, nor the others")
     return found
 
 
@@ -322,25 +341,37 @@ def write(
         ValueError: ``out`` has other files.
     """
     check_out(out)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    images = with_unique_names(gallery.images)
+    if [image.name for image in images] != [image.name for image in gallery.images]:
+        raise ValueError("write expects images of different names: see with_unique_names")
+    whole = out.resolve()  # of a link, the folder that it leads to
+    partial, old = (whole.with_name(f".{whole.name[:200]}.{what}") for what in ("partial", "old"))
+    for path in (partial, old):
+        shutil.rmtree(path, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         _write(gallery, partial, title, conditions, formats, sheets, detail, progress)
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
+        if whole.exists():
+            whole.rename(old)
+        partial.rename(whole)
     except BaseException:
+        if old.exists() and not whole.exists():
+            old.rename(whole)
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
     return sorted(path for path in out.rglob("*") if path.is_file())
 
 
 def check_out(out: Path) -> None:
-    """Raises ValueError for a folder with files that are not of an earlier :func:`write`."""
+    """Raises ValueError for a folder that :func:`write` could not or must not take the place of."""
+    above = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise ValueError(f"{above} is a file: expected a folder, or the name of a new one")
+    if not os.access(out.resolve().parent if above == out.absolute() else above, os.W_OK):
+        raise ValueError(f"folder {out} cannot be written: there is no permission in {above}")
     if not out.exists():
         return
-    if not out.is_dir():
-        raise ValueError(f"{out} is a file: expected a folder, or the name of a new one")
     ours = False
     with contextlib.suppress(OSError, ValueError, AttributeError):
         ours = json.loads((out / SUMMARY).read_text("utf-8")).get("format") == "mmattn pictures 1"
@@ -419,7 +450,7 @@ def _drawable(layer: Layer) -> bool:
 
 def _file(*words: str) -> str:
     """Words as a file name that every system takes."""
-    return re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-.") or "image"
+    return re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-.")[-LONGEST:].strip("-.") or "image"
 
 
 def _described(image: Collected) -> dict[str, Any]:
@@ -432,18 +463,14 @@ def _described(image: Collected) -> dict[str, Any]:
         if boxes is not None:
             found[name] = [
                 {
-                    "box": [round(float(v), 2) for v in box],
-                    "score": round(float(score), 4),
-                    "class": _class(boxes.classes, label),
+                    "box": [_number(round(float(v), 2)) for v in box],
+                    "score": _number(round(float(score), 4)),
+                    "class": boxes.classes[label],
                 }
                 for box, score, label in zip(boxes.boxes, boxes.scores, boxes.labels, strict=True)
             ]
     found["layers"] = [_layer(image, layer) for layer in image]
     return found
-
-
-def _class(classes: Sequence[str], label: int) -> str:
-    return classes[label] if label < len(classes) else f"class {label}"
 
 
 def _layer(image: Collected, layer: Layer) -> dict[str, Any]:
@@ -477,6 +504,8 @@ def _map(image: Collected, one: Map) -> dict[str, Any]:
         found["standard deviation"] = spread
     if one.groups:
         found["groups"] = list(one.groups)
+    if one.queries is not None:
+        found["queries"] = one.queries.tolist()
     if one.neutral is not None:
         found["neutral"] = one.neutral
     return _finite(found)
@@ -484,7 +513,8 @@ def _map(image: Collected, one: Map) -> dict[str, Any]:
 
 def _finite(found: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: what is not a number is None."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in found.items()
-    }
+    return {key: _number(value) for key, value in found.items()}
+
+
+def _number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

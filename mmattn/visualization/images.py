@@ -67,6 +67,11 @@ def prepare(model: nn.Module, images: Any) -> Iterator[Prepared]:
         TypeError: ``images`` is of another kind.
     """
     cfg = getattr(model, "cfg", None)
+    if isinstance(images, Tensor) and cfg is not None and hasattr(model, "data_preprocessor"):
+        raise TypeError(
+            "collect expects files or arrays for a detector with a config, whose pipeline makes "
+            "the batch of them; got a tensor"
+        )
     if isinstance(images, Tensor):
         if images.dim() != 4 or not images.is_floating_point():
             raise TypeError(
@@ -138,7 +143,10 @@ class Pipeline:
         if isinstance(image, np.ndarray):
             pixels = _checked(image)
             data = dict(img=pixels, img_path=None)
-            steps = steps[self._loads :]
+            if self._loads:
+                if getattr(steps[0], "to_float32", False):
+                    data["img"] = pixels.astype(np.float32)
+                steps = steps[1:]
         else:
             data = self._load(os.fspath(image))
             steps = steps[1:]
@@ -150,6 +158,11 @@ class Pipeline:
             data = step(data)
             if data is None:
                 raise ValueError(f"{type(step).__name__} of the test pipeline drops the image")
+        if not isinstance(data.get("inputs"), Tensor):
+            raise ValueError(
+                "the test pipeline does not make one input of an image: expected "
+                "test_dataloader.dataset.pipeline to end in PackDetInputs, without TestTimeAug"
+            )
         return data, pixels
 
     def _load(self, path: str) -> dict:
@@ -191,7 +204,7 @@ def _of_detector(model: nn.Module, pipeline: Pipeline, image, name: str) -> Prep
         batch = model.data_preprocessor(batch, False)
     inputs = batch["inputs"]
     placement = _placement(sample.metainfo, bgr.shape[:2], tuple(inputs.shape[-2:]))
-    classes = tuple((getattr(model, "dataset_meta", None) or {}).get("classes", ()))
+    classes = tuple((getattr(model, "dataset_meta", None) or {}).get("classes") or ())
 
     def run() -> Detections | None:
         # what a model writes into the samples is another run's no more
@@ -216,6 +229,8 @@ def _detections(sample, classes: tuple[str, ...]) -> Detections | None:
     order = found.scores.argsort(descending=True, stable=True)
     parts = (boxes[order], found.scores[order], found.labels[order])
     boxes, scores, labels = (part.detach().cpu().numpy() for part in parts)
+    unnamed = range(len(classes), int(labels.max(initial=-1)) + 1)
+    classes = (*classes, *(f"class {label}" for label in unnamed))
     return Detections(boxes.astype(np.float64), scores.astype(np.float64), labels, classes)
 
 
@@ -223,9 +238,12 @@ def _placement(meta: Mapping, size: tuple[int, int], input_size: tuple[int, int]
     """From what the pipeline says of itself."""
     height, width = (int(n) for n in meta.get("img_shape", size)[:2])
     top = left = 0.0
-    if "pad_param" in meta:  # of letter boxes: top, bottom, left, right
+    if meta.get("pad_param") is not None:  # of letter boxes: top, bottom, left, right
         top, bottom, left, right = map(float, meta["pad_param"])
         height, width = round(height - top - bottom), round(width - left - right)
+    elif meta.get("border") is not None:  # of CornerNet and CenterNet: the edges in the input
+        top, bottom, left, right = map(float, meta["border"])
+        height, width = round(bottom - top), round(right - left)
     factor = meta.get("scale_factor")
     scale = (float(factor[1]), float(factor[0])) if factor is not None else None
     if scale is None:

@@ -42,6 +42,12 @@ def load_model(
     cfg = config_file.load(str(config), dict(options or {}))
     if attention is not None:
         attention_option.apply(cfg, attention)
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise PreflightError(
+            f"--device is expected to be cpu, cuda or cuda:N, got {device}"
+        ) from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise PreflightError(f"--device {device}: PyTorch finds no CUDA device")
     path = os.fspath(checkpoint)

@@ -18,13 +18,16 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from mmattn.visualization.collected import Collected, Layer, Map
+from mmattn.visualization.sheet import UNIT, heading, wrapped
 from mmattn.visualization.style import Scale, new_figure
 
-TIMES = "\u00d7"
+TIMES, MINUS = "\u00d7", "\u2212"
 LONGEST = 512  # px, the longer side of a panel
 RELIEF = 0.3  # by how much edges and texture of the image lighten or darken a colour at most
-NOWHERE = (0.8, 0.8, 0.8)  # where there is no value
+TINT = 0.6  # the share of a region's colour in a pixel
+DARKEST = 0.35  # the grey that black becomes under a region; white stays white
 AREA = {10: 4.2, 20: 2.6}  # square inches of a panel, up to so many panels
+TITLE_SIZE = 9  # pt, of a panel
 WIDEST = 10.5  # inches, of the panels beside each other
 # inches: the figure's title, a line of text, a colour bar with its numbers, between panels
 TITLE, LINE, BAR, GAP = 0.35, 0.15, 0.75, 0.08
@@ -50,9 +53,9 @@ class RatioScale(Scale):
 
 def times(log2: float) -> str:
     """``'8×'`` for 3, ``'1/8×'`` for -3, ``'1.3×'`` for what is no power of two."""
-    if -math.inf < log2 < 0 and abs(log2 - round(log2)) < 1e-6:
+    if -math.inf < log2 < -0.5 and abs(log2 - round(log2)) < 1e-6:
         return f"1/{2 ** round(-log2)}{TIMES}"
-    return f"{2**log2:.3g}{TIMES}"
+    return f"{2**log2:.{3 if log2 < 9 else 6}g}{TIMES}"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Panel:
     """One picture of several.
 
     Args:
-        title: Above it; at most two lines.
+        title: Above it; lines wider than the picture are broken, or cut off.
         picture: (H, W, 3), RGB between 0 and 1.
         marks: Points x, y in px of the image, each with a number or None.
     """
@@ -70,21 +73,37 @@ class Panel:
     marks: Sequence[tuple[float, float, int | None]] = ()
 
 
-def shown(collected: Collected, longest: int = LONGEST) -> Collected:
-    """The same with an image of at most ``longest`` px: maps are resampled to its pixels."""
-    height, width = collected.image.shape[:2]
+def reduced(picture: np.ndarray, longest: int = LONGEST) -> np.ndarray:
+    """A picture of at most ``longest`` px, each pixel the mean of what it covers.
+
+    Args:
+        picture: (H, W, 3), 8 bits; never a map's values.
+        longest: The greater of height and width.
+
+    Returns:
+        (h, w, 3), 8 bits; ``picture`` itself if it is no larger.
+    """
+    height, width = picture.shape[:2]
     factor = longest / max(height, width)
     if factor >= 1:
+        return picture
+    size = tuple(max(1, round(side * factor)) for side in (width, height))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+
+
+def shown(collected: Collected, longest: int = LONGEST) -> Collected:
+    """The same with an image of at most ``longest`` px: maps are resampled to its pixels."""
+    image = reduced(collected.image, longest)
+    if image is collected.image:
         return collected
-    size = tuple(max(1, round(side * factor)) for side in (height, width))
-    image = Image.fromarray(collected.image).resize(size[::-1], Image.Resampling.BOX)
+    (height, width), size = collected.image.shape[:2], image.shape[:2]
     before = collected.placement
     scale = tuple(
         per_px * old / new
         for per_px, old, new in zip(before.scale, (height, width), size, strict=True)
     )
     placement = replace(before, image_size=size, scale=scale)
-    return replace(collected, image=np.asarray(image), placement=placement)
+    return replace(collected, image=image, placement=placement)
 
 
 def relief(image: np.ndarray) -> np.ndarray:
@@ -118,19 +137,35 @@ def over_image(collected: Collected, values: np.ndarray, scale: Scale) -> np.nda
         RGB between 0 and 1, (H, W, 3).
     """
     share = relief(collected.image)[..., None]
-    colours = coloured(values, scale)
+    colours = scale.colours(values)
     return (1 - abs(share)) * colours + share.clip(0)
 
 
-def coloured(values: np.ndarray, scale: Scale) -> np.ndarray:
-    """The scale's colours alone, (H, W, 3); NaN is grey."""
-    return np.where(np.isnan(values)[..., None], NOWHERE, scale.colours(values))
+def tinted(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Flat areas of a few colours over an image: TINT of the colour, the rest lightened grey.
+
+    For regions, whose colours are names and no amounts: :func:`over_image` would leave no trace of
+    the image inside them. :func:`tint_of` gives what a legend shows beside it.
+
+    Args:
+        image: (H, W, 3), 8 bits.
+        colours: (H, W, 3), between 0 and 1.
+
+    Returns:
+        RGB between 0 and 1, (H, W, 3).
+    """
+    luminance = image @ np.array([0.299, 0.587, 0.114]) / 255
+    return TINT * colours + (1 - TINT) * (DARKEST + (1 - DARKEST) * luminance)[..., None]
+
+
+def tint_of(colours: np.ndarray) -> np.ndarray:
+    """What :func:`tinted` makes of colours (..., 3) on a middle grey, for legends."""
+    return TINT * np.asarray(colours) + (1 - TINT) * (1 + DARKEST) / 2
 
 
 def image_panel(collected: Collected, marks=()) -> Panel:
     """The image itself, under its name."""
-    name = collected.name if len(collected.name) <= 28 else f"{collected.name[:27]}…"
-    return Panel(name, collected.image / 255, marks)
+    return Panel(collected.name, collected.image / 255, marks)
 
 
 def maps_of(
@@ -187,7 +222,7 @@ def extent(values: Tensor) -> str:
     values = values[torch.isfinite(values)]
     if not values.numel():
         return "no values"
-    low, high = (f"{float(x):#.3g}".rstrip(".") for x in values.aminmax())
+    low, high = (f"{float(x):#.3g}".rstrip(".").replace("-", MINUS) for x in values.aminmax())
     return low if low == high else f"{low} to {high}"
 
 
@@ -210,6 +245,8 @@ def draw_panels(
     width, height = panel_size(size, len(panels))
     rows, columns = arranged(len(panels), int(WIDEST / width))
     width, height = (x * min(1.0, WIDEST / (columns * width)) for x in (width, height))
+    titles = [wrapped(panel.title, TITLE_SIZE, width * UNIT) for panel in panels]
+    panels = [replace(panel, title=title) for panel, title in zip(panels, titles, strict=True)]
     lines = 1 + max(panel.title.count("\n") for panel in panels)
     bar_width = 0.13
     room = max(min(rows, 2) * height, 1.2)
@@ -222,7 +259,7 @@ def draw_panels(
     for n, panel in enumerate(panels):
         draw_panel(figure.add_subplot(grid[divmod(n, columns)]), panel, size)
     bar(figure, figure.add_subplot(grid[:2, -1]), scale, values, room=room)
-    figure.suptitle(title, fontsize=11)
+    heading(figure, title)
     return figure
 
 
@@ -246,7 +283,7 @@ def draw_panel(ax: Axes, panel: Panel, size: tuple[int, int]) -> None:
     """One panel, in the coordinates of the image's pixels."""
     # 'auto': smooth where it is shrunk, pixels as they are where it is much enlarged
     ax.imshow(panel.picture, extent=(0, size[1], size[0], 0), interpolation="auto")
-    ax.set_title(panel.title, pad=3)
+    ax.set_title(panel.title, pad=3, parse_math=False)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
@@ -269,15 +306,23 @@ def draw_panel(ax: Axes, panel: Panel, size: tuple[int, int]) -> None:
 
 def bar(
     figure: Figure,
-    ax: Axes,
+    ax: Axes | np.ndarray,
     scale: Scale,
     values: Sequence,
     orientation: str = "vertical",
     room: float | None = None,
+    beside: dict | None = None,
 ) -> Colorbar:
     """The colour bar of a scale; it ends in an arrow where some of ``values`` lie beyond.
 
-    ``room`` is its length in inches, for a label in several lines.
+    Args:
+        figure: What it is on.
+        ax: It fills these axes; with ``beside`` it takes its room from them.
+        scale: Of the colours.
+        values: All that is drawn on the scale.
+        orientation: Of a bar that fills its axes.
+        room: Its length in inches, for a label in several lines.
+        beside: Matplotlib's options of where it stands: ``location``, ``shrink``, ``aspect``.
     """
     drawn = np.concatenate([np.asarray(x, np.float64).ravel() for x in values])
     drawn = drawn[~np.isnan(drawn)]
@@ -287,10 +332,9 @@ def bar(
     extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[beyond]
     found = figure.colorbar(
         ScalarMappable(scale.norm, scale.cmap),
-        cax=ax,
         extend=extend,
         extendfrac=0.04,
-        orientation=orientation,
+        **({"cax": ax, "orientation": orientation} if beside is None else {"ax": ax, **beside}),
     )
     ticks, labels = scale.ticks() if isinstance(scale, RatioScale) else ticks_of(scale)
     if orientation == "horizontal" and len(ticks) > 3 and scale.centre is not None:
@@ -303,6 +347,12 @@ def bar(
     found.set_label(scale.label if room is None else textwrap.fill(scale.label, int(room / 0.08)))
     found.outline.set_linewidth(0.5)
     return found
+
+
+def rounded(value: float, digits: int) -> str:
+    """``'−0.12'``: with so many digits behind the point; zero has no sign."""
+    text = f"{value:.{digits}f}"
+    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", MINUS)
 
 
 def ticks_of(scale: Scale) -> tuple[list[float], list[str]]:
@@ -331,4 +381,4 @@ def ticks_of(scale: Scale) -> tuple[list[float], list[str]]:
                 if n == 4 or abs(round(scale.centre, n) - scale.centre) < 1e-9 or n == 3
             ),
         )
-    return ticks, [f"{tick:.{digits}f}" for tick in ticks]
+    return ticks, [rounded(tick, digits) for tick in ticks]

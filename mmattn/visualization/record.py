@@ -39,24 +39,22 @@ class Call:
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules of a model that say what they decide, by name; the outermost ones.
+    """The modules of a model that say what they decide, by name.
 
     These are mmattn's, and others whose ``attention`` is marked with
     :func:`mmattn.plugins.maps.describes`. A module in several places has its first name.
     """
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        method = getattr(type(module), "attention", None)
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if getattr(method, "describes", False) and not inside:
+        if getattr(getattr(type(module), "attention", None), "describes", False):
             found[name] = module
     return found
 
 
 NONE_FOUND = (
-    "the model has no inserted module that says what it decides: expected one of mmattn's, got a "
-    "plain model; give a config with modules of mmattn, or add one by --attention, such as "
-    "--attention sge"
+    "the model has no inserted module that says what it decides: expected one with modules of "
+    "mmattn, got a plain model; give the config, or --attention, that it was trained with (class "
+    "activation maps need no module: --grad-cam backbone.layer4)"
 )
 
 
@@ -65,8 +63,8 @@ def chosen(modules: dict[str, nn.Module], layers: Iterable[str] | None) -> dict[
 
     Args:
         modules: By name, see :func:`attention_modules`.
-        layers: Names, ends of names (``'layer2.0.sge'``) or regular expressions that must match
-            whole names; None: all; an empty list: none.
+        layers: Names, parts of names between dots (``'layer2'``, ``'layer2.0.sge'``) or regular
+            expressions that must match whole names; None: all; an empty list: none.
 
     Raises:
         ValueError: There are none, or one of ``layers`` is none of them.
@@ -80,13 +78,16 @@ def chosen(modules: dict[str, nn.Module], layers: Iterable[str] | None) -> dict[
         return dict(modules)
     wanted: set[str] = set()
     for layer in layers:
-        found = {name for name in modules if name == layer or name.endswith(f".{layer}")}
+        found = {name for name in modules if f".{layer}." in f".{name}."}
         with contextlib.suppress(re.error):
             found = found or {name for name in modules if re.fullmatch(layer, name)}
         if not found:
             near = difflib.get_close_matches(layer, modules, 3, 0.5)
-            listed = " or ".join(near) if near else ", ".join(list(modules)[:8])
-            hint = f"did you mean {listed}?" if near else f"there are {listed}"
+            first, *between, last = modules if len(modules) > 1 else [*modules, ""]
+            names = [first, *(between if len(between) < 4 else ["..."]), last]
+            hint = f"there are {', '.join(filter(None, names))}"
+            if near:
+                hint = f"did you mean {' or '.join(near)}?"
             raise ValueError(f"layer {layer!r} is none of the {len(modules)} inserted; {hint}")
         wanted |= found
     return {name: module for name, module in modules.items() if name in wanted}
@@ -102,13 +103,21 @@ def listening(modules: dict[str, nn.Module], heard: Callable[[Call], None]) -> I
     """
     counts = dict.fromkeys(modules, 0)
     handles = []
+    telling = False
 
     def listener(name: str):
         def hook(module, args, kwargs, output):
+            nonlocal telling
+            if telling:  # a block's maps are asked for, and a module in it runs for them
+                return
             x, *others = *args, *kwargs.values()
             index = counts[name]
             counts[name] += 1
-            heard(Call(name, module, x, output, index, tuple(others)))
+            telling = True
+            try:
+                heard(Call(name, module, x, output, index, tuple(others)))
+            finally:
+                telling = False
 
         return hook
 

@@ -13,10 +13,10 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import PercentFormatter
 
-from mmattn.visualization.blend import blend
 from mmattn.visualization.collected import Collected, Detections, Layer, Map
-from mmattn.visualization.overlay import shown
+from mmattn.visualization.overlay import shown, tinted
 from mmattn.visualization.shares import entropy, percent, region_shares
+from mmattn.visualization.sheet import heading
 from mmattn.visualization.style import AMOUNT, new_figure, palette, styled
 
 PANEL = 3.1  # inches, the longer side of an image
@@ -64,14 +64,14 @@ def draw_regions(collected: Collected, layer: str | Layer, score: float = SCORE)
     colours = _rgb(one)[index]
     with styled():
         figure = new_figure(max(panels[0], 8.5), panels[1] + 3.5)
-        figure.suptitle(f"{layer.title}: {one.name} — {collected.name}")
+        heading(figure, f"{layer.title}: {one.name} — {collected.name}")
         top, bottom = figure.subfigures(2, 1, height_ratios=[panels[1], 3.2], hspace=0.02)
         axes = top.subplots(down, across, squeeze=False).ravel()
         cells = " x ".join(map(str, one.values.shape))
         pictures = [
             (small.image, "image" if found is None else _found_text(found, score)),
             (colours, f"{one.name}, {cells} cells"),
-            (blend(small.image, colours), "over the image"),
+            (tinted(small.image, colours), "over the image"),
         ]
         for ax, (picture, title) in zip(axes, pictures, strict=True):
             ax.imshow(picture, extent=(0, width, height, 0))
@@ -121,7 +121,7 @@ def draw_region_layers(collected: Collected) -> Figure:
     down = math.ceil((len(rows) + 1) / across)
     with styled():
         figure = new_figure(max(across * (wide + 0.1), 5.6), down * (tall + 0.7) + 0.95)
-        figure.suptitle(f"{rows[0][0].type}: {rows[0][1].name} of all layers — {collected.name}")
+        heading(figure, f"{rows[0][0].type}: {rows[0][1].name} of all layers — {collected.name}")
         axes = figure.subplots(down, across, squeeze=False).ravel()
         for ax in axes:
             ax.set_axis_off()

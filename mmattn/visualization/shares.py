@@ -1,10 +1,11 @@
-"""How a map is shared out: among regions, and around a neutral value. Without pictures."""
+"""How a map is shared out: among regions, and around a neutral value; numbers as text."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
+from mmattn.evaluation.table import NOT_AVAILABLE
 from mmattn.visualization.collected import Map
 from mmattn.visualization.geometry import Placement, to_image
 
@@ -66,6 +67,18 @@ def around(values: np.ndarray, neutral: float, tolerance: float) -> tuple[float,
     above = float((values > neutral + tolerance).mean())
     within = float(((values >= neutral - tolerance) & (values <= neutral + tolerance)).mean())
     return below, within, above
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """``'0.125'``, ``'0.0012'``: a small number keeps two digits; None and NaN are not available.
+
+    Args:
+        value: Of any size.
+        digits: Behind the point.
+    """
+    if value is None or value != value:
+        return NOT_AVAILABLE
+    return f"{value:#.2g}" if 0 < abs(value) < 10 ** (1 - digits) else f"{value:.{digits}f}"
 
 
 def percent(share: float) -> str:

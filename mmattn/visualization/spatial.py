@@ -17,12 +17,12 @@ from mmattn.visualization.overlay import (
     LONGEST,
     TIMES,
     TITLE,
+    TITLE_SIZE,
     WIDEST,
     Panel,
     RatioScale,
     bar,
     checked,
-    coloured,
     draw_panel,
     draw_panels,
     extent,
@@ -32,6 +32,7 @@ from mmattn.visualization.overlay import (
     panel_size,
     shown,
 )
+from mmattn.visualization.sheet import UNIT, heading, wrapped
 from mmattn.visualization.style import Scale, new_figure, styled
 
 LEAST = 0.01  # a scale reaches so far from its centre at least: noise is not drawn as a map
@@ -71,17 +72,15 @@ def spatial_scale(
     ((_, name),) = kinds
     if neutral is None:
         return Scale.of(values, None, name)
-    word = "changes nothing" if found[0][1].role == "factor" else "is neutral"
+    word = "changes nothing" if neutral == 1 else "as untrained"
+    word = word if found[0][1].role == "factor" else "is neutral"
     label = f"{name} ({neutral:.3g} {word})"
     if neutral in (low, high):  # SimAM's gate only raises: no second side to show
         ends = Scale.of(values)
         if neutral == low:
             return Scale(neutral, max(ends.high, neutral + LEAST), None, label)
         return Scale(min(ends.low, neutral - LEAST), neutral, None, label)
-    scale = Scale.of(values, neutral, label, (low, high))
-    return replace(
-        scale, low=min(scale.low, neutral - LEAST), high=max(scale.high, neutral + LEAST)
-    )
+    return Scale.of(values, neutral, label, (low, high), least=LEAST)
 
 
 def draw_spatial(
@@ -119,7 +118,7 @@ def draw_spatial(
         if one.group_count == 1:
             values = small.on_image(one.values[0], one.grid)
             panels += [
-                Panel(f"{one.name}\n{extent(one.values)}", coloured(values, scale)),
+                Panel(f"{one.name}\n{extent(one.values)}", scale.colours(values)),
                 Panel("over the image", over_image(small, values, scale)),
             ]
             drawn = [one.values]
@@ -164,15 +163,13 @@ def draw_norms(collected: Collected, layer: Layer) -> Figure:
     centre = math.log2(neutral)
     norms = Scale.of([layer.before, layer.after], None, "norm over the channels")
     norms = replace(norms, low=min(norms.low, 0.0))  # lengths are compared from 0
-    scale = RatioScale.of([ratio], centre, "after / before")
-    least = math.log2(1 + LEAST)
-    scale = replace(scale, low=min(scale.low, centre - least), high=max(scale.high, centre + least))
+    scale = RatioScale.of([ratio], centre, "after / before", least=-math.log2(1 - LEAST))
     finite = ratio[np.isfinite(ratio)]
     average = f"mean {2 ** finite.mean():.3g}{TIMES}" if finite.size else "no values"
     panels = [
         image_panel(small),
-        Panel(f"norm before\n{extent(layer.before)}", coloured(before, norms)),
-        Panel(f"norm after\n{extent(layer.after)}", coloured(after, norms)),
+        Panel(f"norm before\n{extent(layer.before)}", norms.colours(before)),
+        Panel(f"norm after\n{extent(layer.after)}", norms.colours(after)),
         Panel(
             f"after / before: {average}\nneutral: {neutral:.3g}{TIMES}",
             over_image(small, ratio, scale),
@@ -186,15 +183,17 @@ def draw_norms(collected: Collected, layer: Layer) -> Figure:
             max(4 * (width + GAP), 7), height + bar_height + 4 * LINE + TITLE + 2 * GAP
         )
         figure.get_layout_engine().set(w_pad=GAP / 2, h_pad=GAP / 2, wspace=0, hspace=0)
+        wide = (figure.get_figwidth() / 4 - GAP) * UNIT
         grid = figure.add_gridspec(2, 4, height_ratios=[height, bar_height])
         for n, panel in enumerate(panels):
+            panel = replace(panel, title=wrapped(panel.title, TITLE_SIZE, wide))
             draw_panel(figure.add_subplot(grid[0, n]), panel, size)
         for place, its, drawn in (
             (grid[1, 1:3], norms, [before, after]),
             (grid[1, 3], scale, [finite]),
         ):
             bar(figure, figure.add_subplot(place), its, drawn, "horizontal")
-        figure.suptitle(f"{layer.title}: what it does to the norm over the channels", fontsize=11)
+        heading(figure, f"{layer.title}: what it does to the norm over the channels")
     return figure
 
 

@@ -7,7 +7,7 @@ take no more memory than one. :func:`parameter_statistics` runs nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -52,6 +52,10 @@ class Statistics:
     classes: dict[str, int] = field(default_factory=dict)
     needs_data: list[str] = field(default_factory=list)
     conditions: dict = field(default_factory=dict)
+
+    def maps(self, *kinds: str) -> Iterator[tuple[dict, dict]]:
+        """Each map of these kinds, behind its layer."""
+        return ((layer, m) for layer in self.layers for m in layer["maps"] if m["kind"] in kinds)
 
     def to_dict(self) -> dict:
         """Plain lists, dicts and numbers, as the JSON file holds them; None for what is not."""
@@ -252,12 +256,17 @@ def gate_statistics(
     if not modules:
         raise ValueError(NONE_FOUND)
     classes = dict(classes or {})
+    if ALL in classes:
+        raise ValueError(
+            f"statistics by class call the mean over all images {ALL!r}: leave the class of that "
+            "name out of classes"
+        )
     only_features = hasattr(model, "extract_feat") and all(
         name.split(".")[0] in CONTENT for name in modules
     )
     layers: dict[tuple[str, int], _Layer] = {}
     images, shown = 0, {ALL: 0, **dict.fromkeys(classes, 0)}
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
@@ -283,7 +292,8 @@ def gate_statistics(
                     shown[name] += int(members.sum())
                 progress(images)
     finally:
-        model.train(was_training)
+        for module, training in modes.items():  # a frozen part stays as it was
+            module.training = training
     if not images:
         raise ValueError("gate_statistics expects at least one batch of images, got none")
     spoken = parameter_statistics(model)
@@ -591,7 +601,8 @@ class _Weights:
         share = inside.sum((2, 3), keepdim=True)
         p = inside / share
         bits = -torch.special.xlogy(p, p).sum((2, 3)) / math.log(2)
-        self.entropy.add(bits.mean(1))
+        bits = bits.mean(1)
+        self.entropy.add(bits[bits.isfinite()])  # not of one that looks at the padding alone
         self.uniform.add(valid.sum((1, 2)).double().log2())
         self.padding.add(1 - share.flatten(1).mean(1))
         if one.values.shape[1] > 1:

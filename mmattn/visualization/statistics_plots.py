@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from mmattn.visualization import style
+from mmattn.visualization.sheet import heading
 from mmattn.visualization.statistics import ALL, Statistics
 
 NAMES = (
@@ -163,7 +164,7 @@ def _spread(ax: Axes, values: Sequence, colour: str, shift=0.0, width=0.6, label
 def _gates(statistics: Statistics) -> Figure | None:
     """How gate values are distributed by layer, and what they differ over."""
     kinds: dict[str, list] = {}
-    for layer, one in _maps(statistics, "channel", "spatial"):
+    for layer, one in statistics.maps("channel", "spatial"):
         if one["role"] == "factor":
             kinds.setdefault(f"{layer['type']}: {one['name']}", []).append((layer, one))
     if not kinds:
@@ -187,17 +188,20 @@ def _gates(statistics: Statistics) -> Figure | None:
         left.set_facecolor("white")
         left.plot([one["mean"] for _, one in found], np.arange(len(found)), "D", ms=3.5,
                   color="white", mec=INK, mew=0.7, label="mean")  # fmt: skip
-        neutral = found[0][1]["neutral"]
-        if neutral is not None:
-            left.axvline(neutral, color=style.COLOURS[5], lw=1, ls="--", label="neutral")
+        neutrals = {one["neutral"] for _, one in found}
+        if len(neutrals) == 1 and None not in neutrals:
+            left.axvline(neutrals.pop(), color=style.COLOURS[5], lw=1, ls="--", label="neutral")
         left.invert_yaxis()
         _stages_down(left, layers)
         left.set_title(f"{title}, values over images, units and positions", loc="left")
-        left.set_xlabel("gate")
-        bar = figure.colorbar(image, ax=left, pad=0.01, aspect=max(20, 2 * len(found)))
-        bar.set_label("% of values in a bin")
-        marks = (("sd_units", "o", "units (channels, groups)"), ("sd_images", "s", "images"),
-                 ("sd_positions", "^", "positions"))  # fmt: skip
+        left.set_xlabel("gate; colour: share of the values in a bin")
+        bar = figure.colorbar(
+            image, ax=left, pad=0.01, aspect=max(20, 2 * len(found)), extend="min"
+        )
+        bar.ax.yaxis.set_major_formatter("{x:g} %")
+        marks = (("sd_units", "o", "sd over channels or groups"),
+                 ("sd_images", "s", "sd over images"),
+                 ("sd_positions", "^", "sd over positions"))  # fmt: skip
         for number, (key, mark, label) in enumerate(marks):
             sds = [one.get(key) for _, one in found]
             if any(sd is not None for sd in sds):
@@ -210,7 +214,7 @@ def _gates(statistics: Statistics) -> Figure | None:
         right.set_ylim(left.get_ylim())
         right.set_yticks([])
         right.grid(axis="x", color=LIGHT, lw=0.5)
-        right.set_title("Standard deviation of the gate over", loc="left")
+        right.set_title("Standard deviation (sd) of the gate", loc="left")
     handles = {label: handle for ax in grid.ravel()
                for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # fmt: skip
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, frameon=False)
@@ -220,29 +224,26 @@ def _gates(statistics: Statistics) -> Figure | None:
 
 def _one_histogram(histograms: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
     """All counts as shares of their layer in common bins, by the bins' middles."""
-    filled = [np.array(h["edges"]) for h in histograms if h["edges"]]
-    low = min(edges[np.flatnonzero(_counts(h))[0]] for h, edges in zip(histograms, filled))  # noqa: B905
-    high = max(edges[np.flatnonzero(_counts(h))[-1] + 1] for h, edges in zip(histograms, filled))  # noqa: B905
+    filled = [(np.array(h["edges"]), np.array(h["counts"])) for h in histograms if h["edges"]]
+    if not filled:  # no gate was a number
+        return np.array([0.0, 1.0]), np.zeros((len(histograms), 1))
+    low = min(edges[np.flatnonzero(counts)[0]] for edges, counts in filled)
+    high = max(edges[np.flatnonzero(counts)[-1] + 1] for edges, counts in filled)
     # no finer than the bins are, so that none stays empty for that
-    width = max(np.diff(edges).max() for edges in filled)
+    width = max(np.diff(edges).max() for edges, _ in filled)
     edges = np.arange(low, high + width * 1.5, width)
     shares = []
     for histogram in histograms:
-        own = np.array(histogram["edges"])
-        middle = (own[1:] + own[:-1]) / 2
-        counts = np.histogram(middle, edges, weights=_counts(histogram))[0]
+        own, counts = np.array(histogram["edges"]), np.array(histogram["counts"])
+        counts = np.histogram((own[1:] + own[:-1]) / 2, edges, weights=counts)[0]
         shares.append(counts / max(counts.sum(), 1))
     return edges, np.array(shares)
-
-
-def _counts(histogram: dict) -> np.ndarray:
-    return np.array(histogram["counts"])
 
 
 def _gate_states(statistics: Statistics) -> Figure | None:
     """Shares of units that do nothing."""
     kinds: dict[str, list] = {}
-    for layer, one in _maps(statistics, "channel", "spatial"):
+    for layer, one in statistics.maps("channel", "spatial"):
         if one.get("states"):
             kinds.setdefault(f"{layer['type']}: {one['name']}", []).append((layer, one))
     if not kinds:
@@ -269,8 +270,10 @@ def _gate_states(statistics: Statistics) -> Figure | None:
         _stages_along(ax, [layer for layer, _ in found])
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(
-        f"Gates that tell nothing apart (1 % of their range), {_count(statistics.images, 'image')}"
+    heading(
+        figure,
+        "Dead and saturated gates: channels or groups within 1 % of the gate's range of one value, "
+        + _count(statistics.images, "image"),
     )
     return figure
 
@@ -327,7 +330,7 @@ def _class_differences(statistics: Statistics) -> Figure | None:
 
 
 def _by_channel(statistics: Statistics, difference: bool) -> Figure | None:
-    found = [(layer, one) for layer, one in _maps(statistics, "channel") if "classes" in one]
+    found = [(layer, one) for layer, one in statistics.maps("channel") if "classes" in one]
     if not found:
         return None
     which = np.linspace(0, len(found) - 1, min(len(found), PANELS)).round().astype(int)
@@ -355,6 +358,8 @@ def _by_channel(statistics: Statistics, difference: bool) -> Figure | None:
             ax.axhline(one["neutral"], color=GREY, lw=0.7, ls=":")
         ax.set_title(f"{layer['type']}, {layer['label']}" if len(kinds) > 1 else layer["label"])
         ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    for ax in axes[: len(shown)][-columns:]:  # the lowest of each column
+        ax.set_xlabel("channels, sorted")
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
     handles = [Line2D([], [], color="black", lw=2, label=f"all ({statistics.classes[ALL]})")]
@@ -363,20 +368,23 @@ def _by_channel(statistics: Statistics, difference: bool) -> Figure | None:
         for name in names
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6),
-                  frameon=False, title="images that show")  # fmt: skip
+                  frameon=False, title="class (images that show it)")  # fmt: skip
     figure.supylabel("mean gate, less that over all images" if difference else "mean gate",
                      fontsize=9)  # fmt: skip
-    part = f", {len(shown)} of {len(found)} layers" if len(shown) < len(found) else ""
+    part = ""
+    if len(shown) < len(found):
+        # all would be too small to read
+        part = f"\n{len(shown)} of {len(found)} layers, evenly spaced from the first to the last"
     what = "Difference of the mean gates of a class to all images" if difference else (
         "Mean gates over the images that show a class")  # fmt: skip
-    figure.suptitle(f"{what}, by channel{part}\nchannels sorted by their mean over all images")
+    heading(figure, f"{what}, by channel\nchannels sorted by their mean over all images{part}")
     return figure
 
 
 def _class_spread(statistics: Statistics) -> Figure | None:
     """How far the mean gates of classes lie apart by depth, against chance."""
     kinds: dict[str, list] = {}
-    for layer, one in _maps(statistics, "channel"):
+    for layer, one in statistics.maps("channel"):
         if "class_spread" in one:
             kinds.setdefault(f"{layer['type']}: {one['name']}", []).append((layer, one))
     if not kinds:
@@ -401,16 +409,17 @@ def _class_spread(statistics: Statistics) -> Figure | None:
         ax.legend(loc="best", frameon=False)
         _stages_along(ax, [layer for layer, _ in found])
     names = [f"{name} ({n})" for name, n in statistics.classes.items() if name != ALL]
-    figure.suptitle(
+    heading(
+        figure,
         "Standard deviation of the mean gate over classes, root mean square over channels\n"
-        + ", ".join(names)
+        + ", ".join(names),
     )
     return figure
 
 
 def _regions(statistics: Statistics) -> Figure | None:
     """Shares of the regions by layer, and the entropy of their use."""
-    found = list(_maps(statistics, "regions"))
+    found = list(statistics.maps("regions"))
     if not found:
         return None
     layers, at = [layer for layer, _ in found], np.arange(len(found))
@@ -455,7 +464,7 @@ def _regions(statistics: Statistics) -> Figure | None:
 
 def _weights(statistics: Statistics) -> Figure | None:
     """How evenly queries look, by layer."""
-    found = [(layer, one) for layer, one in _maps(statistics, "weights") if one["entropy_bits"]]
+    found = [(layer, one) for layer, one in statistics.maps("weights") if one["entropy_bits"]]
     if not found:
         return None
     layers, at = [layer for layer, _ in found], np.arange(len(found))
@@ -476,13 +485,6 @@ def _weights(statistics: Statistics) -> Figure | None:
         f"positions, {_count(statistics.images, 'image')}"
     )
     return figure
-
-
-def _maps(statistics: Statistics, *kinds: str):
-    for layer in statistics.layers:
-        for one in layer["maps"]:
-            if one["kind"] in kinds:
-                yield layer, one
 
 
 def _stages(layers: Sequence[dict]) -> list[tuple[str, int, int]]:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmattn.evaluation.table import NOT_AVAILABLE, render
+from mmattn.visualization.shares import number
 from mmattn.visualization.statistics import ALL, Statistics
 
 GATES = ["layer", "map", "units", "neutral", "mean", "sd units", "sd images", "sd positions"]
@@ -36,19 +37,12 @@ def _table(title: str, headers: list[str], rows: list[list[str]], notes: str = "
     if not rows:
         return ""
     table = Table(box=box.MARKDOWN)
-    for number, header in enumerate(headers):
-        justify = "left" if number < 2 else "right"
+    for column, header in enumerate(headers):
+        justify = "left" if column < 2 else "right"
         table.add_column(header, justify=justify, no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
     return "\n".join(filter(None, [render(Text(title), table), textwrap.fill(notes, 100)]))
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    if value is None or value != value:
-        return NOT_AVAILABLE
-    # a small number keeps its digits
-    return f"{value:.2g}" if 0 < abs(value) < 10 ** (1 - digits) else f"{value:.{digits}f}"
 
 
 def _percent(value: float | None) -> str:
@@ -65,8 +59,8 @@ def _gct(statistics: Statistics) -> str:
         [
             _where(one),
             str(len(one["gamma"]["values"])),
-            _number(one["gamma"]["mean"]),
-            _number(one["gamma"]["variance"]),
+            number(one["gamma"]["mean"]),
+            number(one["gamma"]["variance"]),
             _percent(one["competing"]),
             _percent(one["cooperating"]),
         ]
@@ -86,9 +80,9 @@ def _sge(statistics: Statistics) -> str:
         [
             _where(one),
             str(len(one["weight"]["values"])),
-            _number(one["weight"]["mean"]),
-            _number(one["bias"]["mean"]),
-            _number(one["swing"]["mean"] if "swing" in one else None),
+            number(one["weight"]["mean"]),
+            number(one["bias"]["mean"]),
+            number(one["swing"]["mean"] if "swing" in one else None),
         ]
         for one in statistics.parameters
         if one["type"] == "SGE"
@@ -102,27 +96,20 @@ def _sge(statistics: Statistics) -> str:
     )
 
 
-def _maps(statistics: Statistics, *kinds: str):
-    for layer in statistics.layers:
-        for one in layer["maps"]:
-            if one["kind"] in kinds:
-                yield layer, one
-
-
 def _gates(statistics: Statistics) -> str:
     rows = []
-    for layer, one in _maps(statistics, "channel", "spatial"):
+    for layer, one in statistics.maps("channel", "spatial"):
         states = one.get("states")
         rows.append(
             [
                 _where(layer),
                 f"{layer['type']} {one['name']}",
                 str(one["units"]),
-                _number(one["neutral"]),
-                _number(one["mean"]),
-                _number(one["sd_units"]),
-                _number(one["sd_images"]),
-                _number(one.get("sd_positions")),
+                number(one["neutral"]),
+                number(one["mean"]),
+                number(one["sd_units"]),
+                number(one["sd_images"]),
+                number(one.get("sd_positions")),
                 _percent(states and states["dead"]),
                 _percent(states and states["saturated"]),
             ]
@@ -130,18 +117,7 @@ def _gates(statistics: Statistics) -> str:
     images = statistics.images
     return _table(
         f"Gates and added terms over {images} image{'' if images == 1 else 's'}",
-        [
-            "layer",
-            "map",
-            "units",
-            "neutral",
-            "mean",
-            "sd units",
-            "sd images",
-            "sd positions",
-            "dead",
-            "saturated",
-        ],
+        GATES,
         rows,
         "Units: channels, or groups of channels. Dead: within 1 % of one value for every image and "
         "position; saturated: within 1 % of a bound.",
@@ -158,25 +134,16 @@ def _activation(statistics: Statistics) -> str:
             [
                 _where(layer),
                 layer["type"],
-                *(_number(found[name]["mean"]) for name in ("variance_in", "variance_out")),
-                _number(found.get("variance_ratio")),
-                _number(found.get("variance_ratio_at_mean_factor")),
-                _number(found.get("norm_spread_ratio")),
-                _number(found.get("term_to_input", {}).get("mean")),
+                *(number(found[name]["mean"]) for name in ("variance_in", "variance_out")),
+                number(found.get("variance_ratio")),
+                number(found.get("variance_ratio_at_mean_factor")),
+                number(found.get("norm_spread_ratio")),
+                number(found.get("term_to_input", {}).get("mean")),
             ]
         )
     return _table(
         "Activations into and out of the modules",
-        [
-            "layer",
-            "module",
-            "variance in",
-            "out",
-            "ratio",
-            "at mean factor",
-            "norm spread ratio",
-            "term to input",
-        ],
+        ACTIVATION,
         rows,
         "Variance over positions, mean over channels and images; at mean factor: the ratio if each "
         "mask were its own mean. Norm spread: sd over mean of the channels' norms. Term to "
@@ -189,10 +156,10 @@ def _classes(statistics: Statistics) -> str:
         [
             _where(layer),
             f"{layer['type']} {one['name']}",
-            _number(one["class_spread"], 4),
-            _number(one.get("class_spread_by_chance"), 4),
+            number(one["class_spread"], 4),
+            number(one.get("class_spread_by_chance"), 4),
         ]
-        for layer, one in _maps(statistics, "channel")
+        for layer, one in statistics.maps("channel")
         if "class_spread" in one
     ]
     shown = ", ".join(f"{name} {n}" for name, n in statistics.classes.items() if name != ALL)
@@ -211,13 +178,13 @@ def _regions(statistics: Statistics) -> str:
             _where(layer),
             layer["type"],
             str(one["count"]),
-            _number(one["entropy_bits"]["mean"]),
-            _number(one["entropy_bits_of_mean"]),
-            _number(one["uniform_bits"]),
+            number(one["entropy_bits"]["mean"]),
+            number(one["entropy_bits_of_mean"]),
+            number(one["uniform_bits"]),
             _percent(max(one["share"]["mean"])),
             ", ".join(map(str, one["never_used"])) or "none",
         ]
-        for layer, one in _maps(statistics, "regions")
+        for layer, one in statistics.maps("regions")
     ]
     return _table(
         "Regions",
@@ -241,27 +208,27 @@ def _shares(statistics: Statistics) -> str:
         [
             _where(layer),
             f"{layer['type']} {one['name']}",
-            " ".join(_number(x) for x in one["share"]["mean"]),
-            " ".join(_number(x) for x in one["share"]["sd"]),
+            " ".join(number(x) for x in one["share"]["mean"]),
+            " ".join(number(x) for x in one["share"]["sd"]),
         ]
-        for layer, one in _maps(statistics, "shares")
+        for layer, one in statistics.maps("shares")
     ]
     return _table("Experts and branches", ["layer", "map", "mean shares", "sd images"], rows)
 
 
 def _weights(statistics: Statistics) -> str:
     rows = []
-    for layer, one in _maps(statistics, "weights"):
+    for layer, one in statistics.maps("weights"):
         bits, uniform = one["entropy_bits"], one.get("uniform_bits")
         distances = one.get("query_distance", {})
         rows.append(
             [
                 _where(layer),
                 f"{layer['type']} {one['name']}",
-                _number(bits and bits["mean"]),
-                _number(uniform),
-                _number(bits and uniform - bits["mean"]),
-                ", ".join(f"{n} {_number(x['mean'], 4)}" for n, x in distances.items())
+                number(bits and bits["mean"]),
+                number(uniform),
+                number(bits and uniform - bits["mean"]),
+                ", ".join(f"{n} {number(x['mean'], 4)}" for n, x in distances.items())
                 or NOT_AVAILABLE,
             ]
         )

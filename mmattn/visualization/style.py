@@ -27,6 +27,7 @@ MORE_COLOURS = (
     "#A50096",
 )  # fmt: skip
 RAISED, LOWERED = "#E66101", "#5E3C99"  # the ends of the diverging colours
+NOWHERE = (0.8, 0.8, 0.8)  # where there is no value
 SIZES = {"small": "#56B4E9", "medium": "#E69F00", "large": "#009E73"}
 AMOUNT, DIVERGING = "cividis", "PuOr_r"
 DPI = 150
@@ -69,21 +70,24 @@ class Scale:
         label: str = "",
         bounds: tuple[float | None, float | None] = (None, None),
         quantile: float = 0.995,
+        least: float = 0.0,
     ) -> Scale:
         """A scale for all of ``values``, arrays or tensors that are compared.
 
-        It leaves out the outermost values beyond ``quantile``; with a ``centre`` it reaches as far
-        to one side as to the other, but not past ``bounds``.
+        It leaves out the outermost values of each array beyond ``quantile``, so that small maps
+        count as much as large ones; with a ``centre`` it reaches as far to one side as to the
+        other, ``least`` at least, but not past ``bounds``.
         """
-        flat = np.concatenate([np.asarray(v, np.float64).ravel() for v in values] or [np.zeros(1)])
-        flat = flat[np.isfinite(flat)]
-        if not flat.size:
-            flat = np.zeros(1)
-        least = 1e-6 * max(1.0, float(np.abs(flat).max()))
+        arrays = [np.asarray(v, np.float64).ravel() for v in values]
+        arrays = [v[np.isfinite(v)] for v in arrays]
+        arrays = [v for v in arrays if v.size] or [np.arange(2.0)]
+        least = max(least, 1e-6 * max(1.0, *(float(np.abs(v).max()) for v in arrays)))
         if centre is None:
-            low, high = np.quantile(flat, [1 - quantile, quantile])
-            return cls(float(low), float(max(high, low + least)), None, label)
-        reach = max(float(np.quantile(np.abs(flat - centre), quantile)), least)
+            ends = np.array([np.quantile(v, [1 - quantile, quantile]) for v in arrays])
+            low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
+            return cls(low, max(high, low + least), None, label)
+        reach = max(float(np.quantile(np.abs(v - centre), quantile)) for v in arrays)
+        reach = max(reach, least)
         low, high = centre - reach, centre + reach
         low = low if bounds[0] is None else max(low, bounds[0])
         high = high if bounds[1] is None else min(high, bounds[1])
@@ -102,8 +106,10 @@ class Scale:
         return TwoSlopeNorm(self.centre, self.low, self.high)
 
     def colours(self, values: np.ndarray) -> np.ndarray:
-        """RGB between 0 and 1, (..., 3)."""
-        return self.cmap(self.norm(np.asarray(values, np.float64)))[..., :3]
+        """RGB between 0 and 1, (..., 3); NaN is grey."""
+        values = np.asarray(values, np.float64)
+        colours = self.cmap(self.norm(values))[..., :3]
+        return np.where(np.isnan(values)[..., None], NOWHERE, colours)
 
 
 def palette(count: int) -> ListedColormap:

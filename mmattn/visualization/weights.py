@@ -13,10 +13,10 @@ from torch import Tensor
 from mmattn.visualization.collected import Collected, Layer, Map
 from mmattn.visualization.distance import COSINE, JSD, is_distribution
 from mmattn.visualization.overlay import (
+    TIMES,
     Panel,
     RatioScale,
     checked,
-    coloured,
     draw_panels,
     extent,
     image_panel,
@@ -58,9 +58,9 @@ def _scale(found: Sequence[Map]) -> Scale:
         )
     shown_as = [_cells(one) for one in found]
     if kinds == {True}:
-        # 'higher': a number also where most weights are 0
-        highest = [np.quantile(x.numpy(), 0.999, method="higher") for x in shown_as]
-        reach = max(1, math.ceil(max(highest) - 1e-3))
+        finite = [x[x.isfinite()].numpy() for x in shown_as]  # a weight may be 0
+        highest = [np.quantile(x, 0.999, method="higher") for x in finite if x.size]
+        reach = max(1, math.ceil(max(highest, default=0.0) - 1e-3))
         return RatioScale(-reach, reach, 0.0, "weight, times an even share")
     label = "affinity (weight times positions)"
     signed = any(bool((x < 0).any()) for x in shown_as)
@@ -96,7 +96,7 @@ def draw_mask(
     with styled():
         panels = [
             image_panel(small),
-            Panel(f"{one.name}\n{_extent(cells, scale)}", coloured(values, scale)),
+            Panel(f"{one.name}\n{_extent(cells, scale)}", scale.colours(values)),
             Panel("over the image", over_image(small, values, scale)),
         ]
         return draw_panels(f"{layer.title}: {one.name}", panels, size, scale, [cells])
@@ -174,7 +174,9 @@ def draw_queries(
             for name, key, unit in (("cosine", COSINE, ""), ("JSD", JSD, " nats"))
             if not math.isnan(layer.measures.get(key, math.nan))
         ]
-        title = f"{layer.title}: {one.name} of {len(points)} queries"
+        title = (
+            f"{layer.title}: {one.name} of {len(points)} quer{'y' if len(points) == 1 else 'ies'}"
+        )
         if measured:
             title += f"\nmean distance between queries all over the image: {', '.join(measured)}"
         return draw_panels(title, panels, size, scale, [cells])
@@ -223,5 +225,13 @@ def _on_image(small: Collected, one: Map) -> np.ndarray:
 def _extent(cells: Tensor, scale: Scale) -> str:
     if not isinstance(scale, RatioScale):
         return extent(cells)
-    low, high = (float(x) for x in cells[~cells.isnan()].aminmax())
-    return f"{times(low)} to {times(high)}" if high - low > 1e-3 else times(low)
+    cells = cells[~cells.isnan()]
+    if not cells.numel():
+        return "no values"
+    low, high = (float(x) for x in cells.aminmax())
+    return f"{_times(low)} to {_times(high)}" if high - low > 1e-3 else _times(low)
+
+
+def _times(log2: float) -> str:
+    # a smaller one says no more, and is harder to read
+    return f"<0.001{TIMES}" if 0 < 2**log2 < 0.001 else times(log2)

@@ -626,14 +626,19 @@ def test_layers_that_match_none(tmp_path):
         watch(tmp_path, hook=GateLogHook(layers="layer.4"))
 
 
+def test_one_statistic_may_be_a_name():
+    assert GateLogHook(stats="mean").stats == ("mean",)
+
+
 @pytest.mark.parametrize(
     ("keywords", "error", "words"),
     [
         (dict(interval=0), ValueError, "interval to be an integer above 0, got 0"),
         (dict(interval=True), ValueError, "interval to be an integer above 0, got True"),
         (dict(stats=["mean", "median"]), ValueError, "one of 'mean', .* got 'median'"),
-        (dict(stats=[]), TypeError, r"stats as a list of names, got \[\]"),
-        (dict(stats="mean"), TypeError, "stats as a list of names, got 'mean'"),
+        (dict(stats="median"), ValueError, "one of 'mean', .* got 'median'"),
+        (dict(stats=[]), TypeError, r"stats as one of 'mean', .*'used' or a list .* got \[\]"),
+        (dict(stats=3), TypeError, "stats as one of 'mean', .*'used' or a list of these, got 3"),
         (dict(per="block"), ValueError, "per to be one of 'layer', 'stage', 'both', got 'block'"),
         (dict(layers=3), TypeError, "layers as a name, .* got 3"),
         (dict(layers=[]), TypeError, "layers as a name"),

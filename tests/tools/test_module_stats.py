@@ -171,7 +171,7 @@ def test_spacing_has_no_image_twice():
     ("argv", "said"),
     [
         (["small.py", "None.pth"], "checkpoint None.pth does not exist"),
-        (["small.py", "plain.pth"], "no inserted module.*--attention sge"),
+        (["small.py", "plain.pth"], "no inserted module.*it was trained with"),
         (["small.py", "plain.pth", "--attention", "sge@c5"], "plain.pth.*sge"),
         ([*SGE, "--device", "cuda"], "PyTorch finds no CUDA device"),
         ([*VAL, "--classes", "circel"], "no class 'circel'; did you mean 'circle'"),
@@ -181,6 +181,7 @@ def test_spacing_has_no_image_twice():
             "no test_dataloader; it has train and val",
         ),
         ([*SGE, "--out", "small.py"], "--out small.py is expected to be a folder"),
+        ([*SGE, "--out", "data"], "--out data has files that are not of an earlier run"),
     ],
 )
 def test_what_goes_wrong_is_one_sentence(run, argv, said, capsys):
@@ -192,6 +193,16 @@ def test_what_goes_wrong_is_one_sentence(run, argv, said, capsys):
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("module_stats.py: ")
     assert re.search(said, last), last
+
+
+def test_files_of_others_stay(place, run, capsys):
+    own = place / "own"
+    own.mkdir()
+    (own / "gates.png").write_text("mine")
+    with pytest.raises(SystemExit):
+        run(*SGE, "--out", "own")
+    assert "name another folder" in capsys.readouterr().err
+    assert [p.name for p in own.iterdir()] == ["gates.png"]
 
 
 def test_an_image_that_cannot_be_read_is_named(place, run, capsys):
@@ -217,6 +228,7 @@ def test_an_image_that_cannot_be_read_is_named(place, run, capsys):
         [*SGE, "--data", "val", "--images", "0"],
         [*SGE, "--data", "val", "--images", "-3"],
         [*SGE, "--classes", "circle"],
+        [*SGE, "--images", "5"],
     ],
 )
 def test_usage_errors(run, argv, capsys):

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+import mmattn
 from mmattn.inspection import attention_option, config_file
 from mmattn.inspection.build import build_model
-from mmattn.visualization import attention_modules, collect
+from mmattn.visualization import attention_modules, collect, gallery
 from mmattn.visualization.loading import load_model
 
 ROOT = Path(__file__).parents[2]
@@ -85,8 +87,9 @@ def test_every_kind_of_module_has_its_pictures(trained, tmp_path, capsys, name):
     names = ["tall", "wide"] if name == "sge" else ["tall"]
     images = [str(folder / f"{one}.png") for one in names]
     last = r".*layer4\.2.*"
+    score = "0.35" if name == "sge" else "0.9"  # many boxes take long to draw
     tool.main([config, checkpoint, *images, "--out", str(out), "--layers", last,
-               "--score", "0.05", "--format", "svg"])  # fmt: skip
+               "--score", score, "--format", "svg"])  # fmt: skip
     data, text = page_data(out)
     assert [image["name"] for image in data["images"]] == names
     for image in data["images"]:
@@ -172,9 +175,19 @@ def test_annotated_objects_are_counted_by_size(trained, tmp_path, capsys):
     rows = json.loads((out / "summary.json").read_text())["detections by size"]
     assert [row["objects"] for row in rows] == [3, 1, 2, 0]
     assert "objects" in capsys.readouterr().out
+    # of one name in two folders: the one whose folder is that of the file, too
+    content["images"] += [dict(content["images"][0], id=2, file_name=f"{folder.name}/tall.png")]
+    annotations.write_text(json.dumps(content))
+    [one] = collect(load_model(config, checkpoint), [folder / "tall.png"], layers=[])
+    truth = gallery.objects_of([one], str(annotations))
+    assert len(truth["tall"].boxes) == 0
+    content["images"][1]["file_name"] = "elsewhere/tall.png"
+    annotations.write_text(json.dumps(content))
+    assert "has no image named" in failure(capsys, *arguments)
+    del content["images"][1]
     content["images"][0]["file_name"] = "other.png"
     annotations.write_text(json.dumps(content))
-    assert "has no image named tall.png" in failure(capsys, *arguments)
+    assert "has no image named tall.png, nor the others" in failure(capsys, *arguments)
     content["categories"] = [dict(id=k, name=f"{k}") for k in range(3)]
     annotations.write_text(json.dumps(content))
     assert "expected annotations of the model's classes" in failure(capsys, *arguments)
@@ -207,38 +220,87 @@ def test_what_is_wrong_is_one_sentence(trained, tmp_path, capsys):
     assert "no.pth" in failure(capsys, sge[0], tmp_path / "no.pth", image, "--out", out)
     said = failure(capsys, *sge, image, "--out", out, "--queries", "3")
     assert "expected X,Y in px" in said
+    said = failure(capsys, *sge, image, "--out", out, "--sheet", "layer9")
+    assert "'layer9' is none of the 9" in said
+    said = failure(capsys, *sge, image, "--out", out, "--device", "gpu")
+    assert "expected to be cpu, cuda or cuda:N, got gpu" in said
+    said = failure(capsys, *sge, image, "--out", out, "--cam-boxes", "0")
+    assert "go with --grad-cam" in said
+    said = failure(capsys, *sge, image, "--out", out, "--detail", "0")
+    assert "expected an integer above 0, got '0'" in said
+    said = failure(capsys, *sge, image, "--out", out, "--annotations", tmp_path / "no.json")
+    assert "no.json" in said
     assert "from 0 to 1" in failure(capsys, *sge, image, "--out", out, "--score", "3")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("precious")
     said = failure(capsys, *sge, image, "--out", tmp_path / "mine")
     assert "would be lost" in said
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
-    said = failure(capsys, *sge, image, "--out", tmp_path / "mine/thesis.tex")
-    assert "is a file" in said
+    for inside in ("mine/thesis.tex", "mine/thesis.tex/out"):
+        said = failure(capsys, *sge, image, "--out", tmp_path / inside)
+        assert "thesis.tex is a file" in said
     assert not out.exists()
 
 
-def test_a_folder_is_written_whole_or_not_at_all(trained, tmp_path, monkeypatch):
-    from mmattn.visualization import gallery
+def test_images_whose_names_make_one_file_name_are_kept_apart(trained):
+    one = collect(torch.nn.Sequential(mmattn.SE(3, ratio=1)), torch.rand(1, 3, 8, 8))[0]
+    names = ["a b", "a-b", "A B", "a b (2)", "é" * 250, "é" * 251, "..", "/"]
+    found = gallery.with_unique_names([replace(one, name=name) for name in names])
+    assert [image.name for image in found][:2] == ["a b", "a-b (2)"]
+    files = [gallery._file(image.name) for image in found]
+    assert len({name.casefold() for name in files}) == len(names)
+    assert all(0 < len(name.encode()) < 255 and name.strip(".") for name in files)
 
+
+def test_what_is_no_number_is_null(trained, tmp_path):
+    folder, make = trained
+    model = load_model(*make("sge", KINDS["sge"][0]))
+    [one] = collect(model, [folder / "tall.png"], layers=[])
+    one.detections.boxes[0, 2] = np.inf
+    one.detections.scores[1:] = np.nan
+    numbers = gallery.Gallery([one]).numbers()
+    [image] = json.loads(json.dumps(numbers, allow_nan=False))["images"]
+    assert image["detections"][0]["box"][2] is None
+    assert image["detections"][1]["score"] is None
+
+
+def test_a_folder_is_written_whole_or_not_at_all(trained, tmp_path, monkeypatch, capsys):
     folder, make = trained
     out = tmp_path / "out"
     arguments = [*make("sge", KINDS["sge"][0]), str(folder / "tall.png"), "--out", str(out)]
-    arguments += ["--layers", "layer4.2.sge", "--format", "png"]
+    arguments += ["--layers", "layer4.2.sge", "--format", "png", "--score", "0.9"]
     tool.main(arguments)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
     def fails(*_):
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(gallery.page, "render", fails)
-    with pytest.raises(RuntimeError, match="disk full"):
-        tool.main(arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(gallery.page, "render", fails)
+        with pytest.raises(RuntimeError, match="disk full"):
+            tool.main(arguments)
+    rename = Path.rename
+
+    def no_place(path, target):
+        if path.name.endswith(".partial"):
+            raise OSError("No space left on device")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", no_place)
+        assert "No space left on device" in failure(capsys, *arguments)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    link = tmp_path / "link"  # leads to the pictures before and after
+    link.symlink_to(out)
+    [one] = collect(load_model(*arguments[:2]), [folder / "tall.png"], layers=[])
+    gallery.write(gallery.Gallery([one]), link, title="", conditions={}, formats=())
+    assert link.is_symlink()
+    assert sorted(p.name for p in out.iterdir()) == ["images", "index.html", "summary.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "out"]
 
 
-def test_activation_maps_of_a_plain_model(trained, tmp_path):
+def test_activation_maps_of_a_plain_model(trained, tmp_path, capsys):
     pytest.importorskip("pytorch_grad_cam")
     folder, make = trained
     out = tmp_path / "out"
@@ -248,3 +310,7 @@ def test_activation_maps_of_a_plain_model(trained, tmp_path):
     [image] = page_data(out)[0]["images"]
     assert [one["tab"].partition(":")[0] for one in image["whole"]] == ["detections", "hirescam"]
     assert image["layers"] == []
+    assert "effect" not in capsys.readouterr().out  # there is no module whose it could be
+    said = failure(capsys, *make("plain"), folder / "tall.png", "--out", out, "--score", "1",
+                   "--grad-cam", "backbone.layer4")  # fmt: skip
+    assert "no image has such a detection" in said

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import QuadMesh
 from matplotlib.text import Text
 
 from mmattn.visualization import channels
@@ -163,6 +164,13 @@ def test_raised_and_lowered_channels_are_named_and_share_one_scale():
     np.testing.assert_allclose(second[24, 32], scale.colours([0.5])[0], atol=1e-6)
     # values of both signs are around 0
     assert channels._activation_scale([*raised_and_lowered(2.0, -0.5).values()]).centre == 0
+    # the gates are orange and purple in the same figure
+    for up, down, colours in ((2, 0.5, "cividis"), (-2, -0.5, "cividis"), (2, -0.5, "RdBu_r")):
+        figure, (first, _) = drawn(float(up), float(down))
+        scale = channels._activation_scale([*raised_and_lowered(up, down).values()])
+        assert scale.cmap.name == colours
+        assert colours in {x.cmap.name for x in figure.findobj(QuadMesh)}
+        np.testing.assert_allclose(first[24, 32], scale.colours([up])[0], atol=1e-6)
     _, (first, second) = drawn(1.0, 1.0)
     np.testing.assert_array_equal(first, second)
 
@@ -267,3 +275,36 @@ def test_what_cannot_be_drawn_is_said_in_a_sentence(draw, sentence):
     assert str(error.value).count("\n") == 0
     with pytest.raises(KeyError, match="no layer 'nowhere'"):
         channels.draw_channels(one, "nowhere")
+
+
+def test_zero_has_no_sign():
+    term = Map("added context", "channel", torch.tensor([-2.0, 1.998, -0.001]), "term", 0.0)
+    shown = texts(channels.draw_strips(collected(layer("a", term, type="GC"))))
+    assert "0.00" in shown
+    assert not any("\N{MINUS SIGN}0.00" in text.split() for text in shown)
+
+
+def test_gates_that_have_not_learned_are_of_one_colour_with_a_readable_scale():
+    values = torch.ones(16) + 1e-7 * torch.arange(16)
+    scale = channels.channel_scale(collected(layer("a", gate(values))), "SE")
+    assert (scale.low, scale.high) == pytest.approx((0.99, 1.01))
+    assert "1.0000" in texts(channels.draw_strips(collected(layer("a", gate(values)))))
+
+
+def test_what_is_no_number_is_grey_and_what_is_infinite_has_the_last_colour():
+    one = collected(layer("a", gate([float("nan"), 0.8, float("inf")])))
+    [strip] = strips(channels.draw_strips(one, scale=Scale(0.5, 1.5, 1.0)))
+    np.testing.assert_allclose(strip[-1], 0.8)  # sorted last
+    np.testing.assert_allclose(strip[1], Scale(0.5, 1.5, 1.0).colours(np.array([1.5]))[0])
+    ax = channels.draw_channels(one, "a").axes[0]
+    assert np.isfinite(ax.get_ylim()).all()
+
+
+def test_a_long_name_stays_inside():
+    one = collected(layer("a", gate(GATES), label="c4, block 23, conv2"), name="long_" * 20)
+    for figure in (channels.draw_strips(one), channels.draw_channels(one, "a")):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        box = figure._suptitle.get_window_extent(canvas.get_renderer())
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+        assert figure.get_suptitle().startswith("SE")

@@ -14,9 +14,10 @@ import mmattn
 from mmattn.inspection import attention_option, config_file
 from mmattn.inspection._console import PreflightError
 from mmattn.inspection.build import build_model
-from mmattn.visualization import collect, neutralized
+from mmattn.visualization import Detections, Grid, Placement, collect, neutralized
+from mmattn.visualization.collect import _points
 from mmattn.visualization.loading import image_files, load_model
-from mmattn.visualization.record import attention_modules, chosen
+from mmattn.visualization.record import attention_modules, chosen, listening
 
 DEMO = "mmattn::demo/{}_r50w16_fpn_600it_shapes.py"
 
@@ -274,6 +275,124 @@ def test_regions_of_interest_have_no_place_in_the_image():
     assert layer["channel gate"].values.shape == (48,)
 
 
+def test_one_region_of_interest_is_not_taken_for_the_image():
+    cfg = config(**{"model.test_cfg.rpn.max_per_img": 1})
+    head = dict(cfg=dict(type="mmattn.SE", ratio=2), in_channels=48)
+    plugins = [head | dict(after=r"roi_head\.bbox_roi_extractor")]
+    cfg.model = dict(type="mmattn.Attach", module=cfg.model, plugins=plugins)
+    model = build_model(cfg)
+    model.cfg = cfg
+    [layer] = collect(model, picture(64, 64))[0].layers
+    assert layer.grid is None
+    assert layer.before is None
+
+
+def test_a_plug_in_inside_a_block_that_chooses_is_seen_and_made_neutral():
+    cfg = dict(type="mmattn.SGE", groups=4, identity_init=True)
+    sge = dict(cfg=cfg, position="after_conv3")
+    torch.manual_seed(0)
+    model = mmattn.SKResNet(50, plugins=[sge], num_stages=1, strides=(1,), dilations=(1,),
+                            out_indices=(0,))  # fmt: skip
+    awake(model)
+    model.eval()
+    batch = torch.randn(1, 3, 32, 32)
+    [one] = collect(model, batch)
+    assert [(x.type, x.call) for x in one] == [("SGE", 0), ("SKBottleneck", 0)] * 3
+    heard = []
+    with torch.no_grad():
+        with listening(attention_modules(model), lambda call: heard.append(len(call.maps()))):
+            [y] = model(batch)  # asking a block for its shares runs what is in it
+        with neutralized(model, r".*\.sge"):
+            [other] = model(batch)
+    assert heard == [1] * 6
+    assert not torch.allclose(y, other)
+    for block in model.layer1:
+        block.sge.weight.data.zero_()
+        block.sge.bias.data.zero_()
+    with torch.no_grad():
+        torch.testing.assert_close(other, model(batch)[0])
+
+
+def test_calls_of_one_stride_are_numbered():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.se = mmattn.SE(32, ratio=4)
+
+        def forward(self, x):
+            return self.se(self.se(x))
+
+    [one] = collect(Twice(), torch.randn(1, 32, 8, 8))
+    assert [layer.label.rpartition(", ")[2] for layer in one] == ["call 1", "call 2"]
+
+
+def test_a_wrapped_model_is_unwrapped(sge):
+    image = picture()
+    [expected] = collect(sge, image)
+    for wrapped in (nn.DataParallel(sge), torch.compile(sge, backend="eager")):
+        [one] = collect(wrapped, image)
+        assert [x.name for x in one] == [x.name for x in expected]
+        assert np.array_equal(one.detections.scores, expected.detections.scores)
+
+
+def test_a_border_around_the_image_is_undone():
+    """CenterNet's pipeline lays the image into the middle of a larger one, in floats."""
+    model = detector("sge:groups=8")
+    steps = model.cfg.test_dataloader.dataset.pipeline
+    keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "border")
+    pad = dict(type="RandomCenterCropPad", ratios=None, border=None, mean=[0, 0, 0],
+               std=[1, 1, 1], to_rgb=True, test_mode=True, test_pad_mode=["logical_or", 31],
+               test_pad_add_pix=1)  # fmt: skip
+    model.cfg.test_dataloader.dataset.pipeline = [
+        dict(steps[0], to_float32=True), dict(type="Resize", scale_factor=1.0),
+        pad, dict(type="mmdet.PackDetInputs", meta_keys=keys)
+    ]  # fmt: skip
+    image = picture(90, 120)
+    [one] = collect(model, image)
+    assert np.array_equal(one.image, image[..., ::-1])
+    placement = one.placement
+    assert placement.content_size == (90, 120)
+    assert placement.input_size == (96, 128)
+    taken = []
+    handle = model.backbone.register_forward_pre_hook(lambda m, args: taken.append(args[0]))
+    collect(model, image)
+    handle.remove()
+    grid = Grid((1.0, 1.0), (0.0, 0.0))
+    back = one.on_image(taken[0][0], grid)
+    mean, std = (getattr(model.data_preprocessor, key).view(-1, 1, 1) for key in ("mean", "std"))
+    expected = (torch.tensor(one.image.copy()).permute(2, 0, 1) - mean) / std
+    np.testing.assert_allclose(back, expected, atol=1e-4)
+
+
+def test_classes_without_names_are_numbered(sge):
+    model = copy.copy(sge)
+    model.dataset_meta = dict(classes=None)
+    [one] = collect(model, picture(), neutral=True)
+    assert max(one.detections.labels.max(), one.neutral.labels.max()) == 2
+    assert one.detections.classes == one.neutral.classes == ("class 0", "class 1", "class 2")
+
+
+def test_wrong_points_and_groups_are_said(sge):
+    model = detector("nonlocal:ratio=4@c5")
+    with pytest.raises(ValueError, match=r"1200,8 lies outside .* x from 0 to 140 and y from 0"):
+        collect(model, picture(), queries=[(3, 4), (1200, 8)])
+    with pytest.raises(ValueError, match="groups 8, 99: a map has 8 groups, numbered from 0 to 7"):
+        collect(sge, picture(), groups=[8, 99])
+    [one] = collect(sge, picture(), groups=[99, 7])
+    assert one.layers[0]["mask"].groups == (7,)
+
+
+def test_points_that_are_asked_by_themselves_lie_apart():
+    boxes = np.array([[0, 0, 100, 100], [2, 0, 102, 100], [60, 40, 100, 100], [0, 0, 200, 100.0]])
+    found = Detections(boxes, np.array([0.9, 0.8, 0.7, 0.6]), np.zeros(4, int), ("a",))
+    first, second, third, far = _points(Placement((100, 200)), found)
+    assert (first, second, third) == ((50, 50), (80, 70), (100, 50))
+    assert far[0] > 170  # no place is outside all boxes: the farthest from the other points
+    assert len(_points(Placement((100, 200)), None)) == 4
+    narrow = Detections(boxes[:1], np.ones(1), np.zeros(1, int), ("a",))
+    assert _points(Placement((100, 200)), narrow)[1][0] > 180
+
+
 def test_any_model_takes_a_batch():
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
@@ -296,7 +415,7 @@ def test_any_model_takes_a_batch():
 
 def test_what_is_wrong_is_one_sentence(sge, tmp_path):
     plain = detector()
-    with pytest.raises(ValueError, match=r"no inserted module .* --attention sge"):
+    with pytest.raises(ValueError, match=r"no inserted module .* it was trained with"):
         collect(plain, picture())
     with pytest.raises(ValueError, match=r"no inserted module"), neutralized(plain):
         pass
@@ -313,14 +432,26 @@ def test_what_is_wrong_is_one_sentence(sge, tmp_path):
     ):
         with pytest.raises(ValueError, match=rf"{path}.*{text}"):
             collect(sge, [path])
+    with pytest.raises(TypeError, match=r"one in torch.bfloat16: give model.float\(\)"):
+        collect(copy.deepcopy(sge).bfloat16(), picture())
+    augmented = copy.copy(sge)
+    augmented.cfg = copy.deepcopy(sge.cfg)
+    dataset = augmented.cfg.test_dataloader.dataset
+    load, *others = dataset.pipeline
+    ways = [[step] for step in others if "Annotations" not in step["type"]]
+    dataset.pipeline = [load, dict(type="TestTimeAug", transforms=ways)]
+    with pytest.raises(ValueError, match="without TestTimeAug"):
+        collect(augmented, picture())
     with pytest.raises(TypeError, match="8 bits, got float32"):
         collect(sge, picture().astype(np.float32))
     with pytest.raises(TypeError, match="files or arrays"):
         collect(sge, [3])
     with pytest.raises(TypeError, match="without cfg"):
         collect(nn.Sequential(mmattn.SE(32)), ["a.png"])
+    with pytest.raises(TypeError, match="files or arrays for a detector"):
+        collect(sge, torch.zeros(1, 3, 8, 8))
     with pytest.raises(TypeError, match=r"\(N, 3, H, W\), got"):
-        collect(sge, torch.zeros(3, 8, 8))
+        collect(nn.Sequential(mmattn.SE(32)), torch.zeros(3, 8, 8))
     with pytest.raises(PreflightError, match="has no images"):
         image_files([str(_empty(tmp_path))])
     with pytest.raises(PreflightError, match="does not exist"):
@@ -348,6 +479,11 @@ def test_chosen_layers():
     assert list(chosen(modules, ["neck.sge", "layer1.0.sge"])) == [*modules][::2]
     with pytest.raises(ValueError, match="there are backbone"):
         chosen(modules, "[")
+    assert list(chosen(modules, "layer1")) == list(modules)[:2]
+    assert list(chosen(modules, "backbone.layer1.1")) == [*modules][1:2]
+    many = {f"backbone.layer1.{i}.sge": i for i in range(9)}
+    with pytest.raises(ValueError, match=r"there are \S+\.0\.sge, \.\.\., \S+\.8\.sge$"):
+        chosen(many, "xyz")
 
 
 def test_a_model_is_loaded_with_its_weights_and_classes(sge, tmp_path):

@@ -9,19 +9,10 @@ import torch
 from PIL import Image
 
 from mmattn.visualization import style
-from mmattn.visualization.blend import (
-    DARKEST,
-    STRENGTH,
-    blend,
-    grey,
-    on_grey,
-    shown,
-    shown_size,
-    tinted,
-)
 from mmattn.visualization.collected import Collected, Detections, Layer, Map
 from mmattn.visualization.contact_sheets import contact_sheet
 from mmattn.visualization.geometry import Grid, Placement
+from mmattn.visualization.overlay import DARKEST, TINT, reduced, tint_of, tinted
 
 SIZE = (32, 64)
 GRID = Grid((8.0, 8.0), (3.5, 3.5))
@@ -146,13 +137,13 @@ def test_regions_have_the_palette_and_a_legend():
     for name in "ab":
         [picture] = pictures(figure, name)
         for x, region in ((10, 0), (50, 2)):
-            grey_part = (1 - STRENGTH) * (DARKEST + (1 - DARKEST) * 128 / 255)
-            wanted = 255 * (STRENGTH * colours[region] + grey_part)
+            grey_part = (1 - TINT) * (DARKEST + (1 - DARKEST) * 128 / 255)
+            wanted = 255 * (TINT * colours[region] + grey_part)
             np.testing.assert_allclose(picture[16, x], wanted, atol=1)
     [legend] = [x.get_legend() for x in figure.axes if x.get_legend()]
     assert [x.get_text() for x in legend.get_texts()] == ["region 0", "1", "2", "3"]
     patch = legend.get_patches()[2].get_facecolor()[:3]
-    np.testing.assert_allclose(patch, on_grey(colours[2]))
+    np.testing.assert_allclose(patch, tint_of(colours[2]))
 
 
 def gate(*values):
@@ -182,6 +173,16 @@ def test_shares_are_bars(values, wanted):
     [strip] = [x for x in figure.axes if x.get_label().startswith("a, expert shares")]
     assert [x.get_width() for x in strip.patches] == pytest.approx(wanted)
     assert [x.get_x() for x in strip.patches] == pytest.approx(np.cumsum([0, *wanted])[:-1])
+
+
+def test_shares_that_do_not_sum_to_1_have_one_scale():
+    few, many = (
+        collected(name, Map("expert shares", "shares", torch.tensor(values), "detail"))
+        for name, values in (("a", [0.2, 0.3]), ("b", [0.9, 0.8]))
+    )
+    [figure] = sheet([few, many])
+    ends = [x.get_xlim() for x in figure.axes if x.get_label().endswith("expert shares")]
+    np.testing.assert_allclose(ends, [(0, 1.7), (0, 1.7)])
 
 
 def test_which_map_is_drawn():
@@ -277,44 +278,27 @@ def test_images_of_different_models():
         sheet([collected("a", gate(1.1, 1.2)), collected("b", mask(1.1))])
 
 
-# --- blending --------------------------------------------------------------------------------
+# --- tints -----------------------------------------------------------------------------------
 
 
-def test_a_colour_over_black_white_and_green():
+def test_a_tint_over_black_white_and_green():
     image = np.array([[[0, 0, 0], [255, 255, 255], [0, 255, 0]]], np.uint8)
-    np.testing.assert_allclose(grey(image), [[0.35, 1, 0.35 + 0.65 * 0.587]], rtol=1e-6)
-    colours = np.broadcast_to([1.0, 0.5, 0.0], image.shape)
-    red, green, blue = blend(image, colours, 0.75)[0, 0]
-    assert [red, green, blue] == [round(255 * (0.75 * c + 0.25 * 0.35)) for c in (1, 0.5, 0)]
-    assert (blend(image, colours, 1) == np.rint(255 * colours)).all()
-    only_grey = blend(image, colours, np.zeros((1, 3)))
-    assert (only_grey == np.rint(255 * grey(image))[..., None]).all()
+    found = tinted(image, np.broadcast_to([1.0, 0.5, 0.0], image.shape))
+    under = np.array([0.35, 1, 0.35 + 0.65 * 0.587])  # a lightened grey
+    np.testing.assert_allclose(found[0], 0.6 * np.array([1, 0.5, 0]) + 0.4 * under[:, None])
 
 
 def test_legends_show_what_a_middle_grey_gives():
     # the luminance of 127.5 is a half
     image = np.full((1, 2, 3), 127, np.uint8)
     image[0, 1] = 128
-    over = blend(image, np.broadcast_to([0.2, 0.4, 0.9], image.shape)) / 255
-    np.testing.assert_allclose(over.mean((0, 1)), on_grey([0.2, 0.4, 0.9]), atol=0.004)
-    scale = style.Scale(0, 1)
-    found = tinted(scale.cmap)([0.0, 1.0])[:, :3]
-    np.testing.assert_allclose(found, on_grey(scale.colours([0.0, 1.0])), atol=1e-9)
-
-
-def test_what_cannot_be_blended():
-    image = np.zeros((4, 5, 3), np.uint8)
-    with pytest.raises(ValueError, match="same size"):
-        blend(image, np.zeros((5, 4, 3)))
-    with pytest.raises(ValueError, match="strength"):
-        blend(image, np.zeros((4, 5, 3)), 1.5)
+    over = tinted(image, np.broadcast_to([0.2, 0.4, 0.9], image.shape))
+    np.testing.assert_allclose(over.mean((0, 1)), tint_of([0.2, 0.4, 0.9]))
 
 
 def test_pictures_are_shrunk_to_means_and_never_enlarged():
     picture = np.zeros((4, 8, 3), np.uint8)
     picture[:, ::2] = 200
-    assert shown_size(picture, 4) == (2, 4)
-    assert (shown(picture, 4) == 100).all()
-    assert shown(picture, 4).shape == (2, 4, 3)
-    assert shown(picture, 100) is picture
-    assert shown_size(np.zeros((1, 1000)), 10) == (1, 10)
+    assert (reduced(picture, 4) == np.full((2, 4, 3), 100)).all()
+    assert reduced(picture, 100) is picture
+    assert reduced(np.zeros((1, 1000, 3), np.uint8), 10).shape == (1, 10, 3)

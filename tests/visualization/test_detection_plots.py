@@ -357,13 +357,34 @@ def test_kept_ones_are_pale_on_both_sides(figure, pixels):
         assert patches["kept"].get_linewidth() < only.get_linewidth() / 2
 
 
+def test_kept_ones_are_seen_on_a_bright_image():
+    both = detections((0, KEPT, 0.9))
+    image = collected(both, both)
+    image.image[...] = 255
+    found = draw_detections(image)
+    bright = np.asarray(Image.open(io.BytesIO(style.png(found))).convert("RGB"))
+    rows = [line(found, np.roll(bright, n, 0), "with", (20, 50), (40, 50)) for n in range(-3, 4)]
+    assert min(x.max() for x in rows) < 125
+
+
+def test_kept_ones_without_a_label_are_said():
+    boxes = [(0, (k, k, k + 20, k + 20), 0.9) for k in range(20, 60)]
+    note = "not all kept boxes have room for a label"
+    for count, expected in ((1, 0), (40, 2)):
+        both = detections(*boxes[:count])
+        found = draw_detections(collected(both, both), iou=0.99)
+        assert [x.get_text() for x in found.texts].count(note) == expected
+        drawn = len(texts(found, "with"))
+        assert drawn < count if expected else drawn == count
+
+
 def texts(figure, label):
     return [x.get_text() for x in axes(figure, label).texts]
 
 
 def test_labels_and_titles(figure):
     assert set(texts(figure, "with")) == {"cat 0.90", "dog 0.80 (0.25 without)"}
-    assert set(texts(figure, "without")) == {"cat 0.70", "cat 0.60"}
+    assert set(texts(figure, "without")) == {"cat 0.70", "cat 0.60 (none with)"}
     titles = [x.get_text() for x in figure.texts]
     assert "street: detections with a score of 0.3 or more" in titles[0]
     assert titles[1:3] == ["with attention", "2 detections, 1 only here"]
@@ -413,7 +434,7 @@ def test_small_ones_that_differ_are_enlarged():
         assert y0 < 300 < 310 < y1
         width = view.get_position().width * found.get_figwidth() * style.DPI
         assert width / (x1 - x0) > 3 * 690 / 640  # three times as large as in the panel
-    assert [x.get_text() for x in left.texts] == ["A", "cat 0.90"]
+    assert [x.get_text() for x in left.texts] == ["A", "cat 0.90 (none without)"]
     assert "cat 0.90" not in texts(found, "with")  # said once, where it is large
     assert {x.get_gid() for x in left.patches} >= {"gained"}
     assert "gained" not in {x.get_gid() for x in right.patches}

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mmattn.visualization.follow import following
 from mmattn.visualization.geometry import Grid, Placement, to_image
+from mmattn.visualization.images import _placement
 
 WHOLE = Grid((1.0, 1.0), (0.0, 0.0))
 
@@ -94,7 +95,8 @@ class Odd(nn.Module):
         y = F.pad(self.conv(x), (3, 1, 2, 0))
         y = F.avg_pool2d(y, (3, 2), (1, 2), (1, 0))
         z = F.interpolate(self.down(y), scale_factor=2, mode="bilinear", align_corners=False)
-        return y, z, self.up(y), z[:, :, 1:, 2::2], F.avg_pool2d(y, 3)
+        corners = F.interpolate(y, (31, 45), mode="bilinear", align_corners=True)
+        return y, z, self.up(y), z[:, :, 1:, 2::2], z[:, :, -9:], F.avg_pool2d(y, 3), corners
 
 
 def test_odd_windows():
@@ -105,6 +107,19 @@ def test_odd_windows():
     with following(model) as f:
         f.place(x, WHOLE)
         agrees(f, model, x)
+
+
+def test_shuffled_channels_stay_where_they_are():
+    def shuffle(x, axes):
+        n, c, h, w = x.shape
+        return x.view(n, 2, c // 2, h, w).transpose(*axes).reshape(n, c, h, w)
+
+    x = torch.randn(1, 8, 16, 16)
+    with following(nn.Identity()) as f:
+        f.place(x, WHOLE)
+        assert f.grid(shuffle(x, (1, 2))) == f.grid(shuffle(x, (-3, 1))) == WHOLE
+        assert f.grid(shuffle(x, (-1, -2))) is None
+        assert f.grid(x.transpose(1, 2)) is None
 
 
 def test_a_map_of_another_layout_is_found_again_behind_its_layer():
@@ -178,6 +193,29 @@ def test_nothing_is_left_behind():
         model(x)
     assert not model._forward_hooks
     assert f.grid(model(x)) is None
+
+
+@pytest.mark.parametrize(
+    ("meta", "expected"),
+    [
+        # two pixels of padding are none of the image
+        (dict(img_shape=(42, 64), scale_factor=(0.75, 0.8)), ((40, 60), (0, 0), (False, False))),
+        (
+            dict(img_shape=(64, 64), scale_factor=(0.75, 0.8), pad_param=(11, 13, 1, 3)),
+            ((40, 60), (11, 1), (False, False)),
+        ),
+        (
+            dict(img_shape=(40, 60), scale_factor=(0.75, 0.8), flip=True,
+                 flip_direction="horizontal"),
+            ((40, 60), (0, 0), (False, True)),
+        ),
+        (dict(img_shape=(40, 60)), ((40, 60), (0, 0), (False, False))),
+    ],
+)  # fmt: skip
+def test_what_the_pipeline_says_of_itself(meta, expected):
+    found = _placement(meta, (50, 80), (64, 64))
+    assert (found.content_size, found.start, found.mirrored) == expected
+    assert found.scale == (0.8, 0.75)
 
 
 def test_maps_at_the_pixels_of_the_image():

@@ -3,6 +3,7 @@
 import copy
 import functools
 import logging
+import re
 import sys
 from types import SimpleNamespace
 
@@ -515,6 +516,20 @@ def test_detections_that_do_not_exist(options, sentence):
         grad_cam(Bright(), drawn(), "features", **options)
 
 
+@pytest.mark.parametrize(
+    ("best", "limit", "words"),
+    [
+        (0.99997, 0.99999, "at least 0.99999; the highest score is 0.99997."),
+        (0.25, 0.3, "at least 0.3; the highest score is 0.250."),
+        (0.9999, 1, "at least 1; the highest score is 0.9999."),
+    ],
+)
+def test_the_highest_score_is_below_the_limit(best, limit, words):
+    run = SimpleNamespace(scores=torch.tensor([best], dtype=torch.float64))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        module._chosen(run, None, limit, 5)
+
+
 def test_nothing_found(detector):
     model = detector("retina")
     threshold = model.bbox_head.test_cfg.score_thr
@@ -544,6 +559,7 @@ def test_the_picture():
     figure.canvas.draw()
     picture, panel, bar = figure.axes
     assert figure.get_suptitle() == f"HiResCAM of square, score {found.score:.2f}"
+    assert picture.get_title() == found.name
     assert panel.get_title() == "features\n8 \u00d7 16 cells"
     assert " ".join(bar.get_ylabel().split()) == "relative to each map's maximum"
     assert bar.get_ylim() == (0, 1)
@@ -562,6 +578,6 @@ def test_the_picture():
 def test_what_stands_over_the_panels():
     assert module._score(0.97) == "0.97"
     assert module._score(0.99999) == "0.999"
-    one = CamMap("backbone.layer3.12.downsample.conv", torch.zeros(4, 5), 0, True, None, 2, 5)
-    title = module._panel_title(one, 1.5)
-    assert title == "backbone.layer3.\n12.downsample.\nconv, call 3\n4 \u00d7 5 cells"
+    names = {"a" * 3: 1, "neck[1]": 1, "bbox_head.cls_convs.0": 5}
+    made = [CamMap(name, torch.zeros(4, 5), 0, True, None, 2, n) for name, n in names.items()]
+    assert [one.title for one in made] == ["aaa", "neck[1]", "bbox_head.cls_convs.0, call 3"]

@@ -11,9 +11,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from mmattn.visualization import regions
-from mmattn.visualization.blend import blend
 from mmattn.visualization.collected import Collected, Detections, Layer, Map
 from mmattn.visualization.geometry import Grid, Placement
+from mmattn.visualization.overlay import tinted
 from mmattn.visualization.shares import around, entropy, percent, region_shares
 from mmattn.visualization.style import palette
 
@@ -61,7 +61,7 @@ def test_each_cell_has_the_colour_of_its_region_and_nothing_between():
     # over the image they are mixed with its lightness
     over = picture(regions.draw_regions(collected(layer("a")), "a"), "over the image")
     image = collected().image
-    np.testing.assert_array_equal(over.images[0].get_array(), blend(image, expected))
+    np.testing.assert_allclose(over.images[0].get_array(), tinted(image, expected))
 
 
 def test_lines_run_along_the_edges_of_cells_where_regions_meet():

@@ -9,7 +9,8 @@ from numpy.testing import assert_allclose
 
 from mmattn.visualization import style
 from mmattn.visualization.geometry import Grid, Placement
-from mmattn.visualization.overlay import RELIEF, arranged, coloured, over_image, shown
+from mmattn.visualization.overlay import RELIEF, arranged, bar, over_image, shown
+from mmattn.visualization.sheet import wrapped
 from mmattn.visualization.spatial import draw_layers, draw_norms, draw_spatial, spatial_scale
 from mmattn.visualization.style import Scale
 from tests.pictures import (
@@ -145,7 +146,7 @@ def test_the_image_shows_in_edges_only():
     image = collected()
     values = np.linspace(1.2, 1.4, 48 * 64).reshape(48, 64)
     scale = Scale(0.5, 1.5, 1.0)
-    picture, pure = over_image(image, values, scale), coloured(values, scale)
+    picture, pure = over_image(image, values, scale), scale.colours(values)
     change = abs(picture - pure).max(-1)
     assert change.max() <= RELIEF
     # the object's edge is there: lighter inside, darker outside
@@ -216,7 +217,7 @@ def test_sixteen_layers_on_one_scale():
     assert drawn.title == "SGE over depth: mask, mean over groups"
     scale = spatial_scale([image])
     for x, label in zip(gates, labels, strict=True):
-        assert_allclose(drawn.colour(label, *INSIDE), colour(scale, x + 0.05), atol=SEEN)
+        assert_allclose(drawn.colour(label, *INSIDE), colour(scale, x + 0.05), atol=0.012)
     drawn.assert_readable()
 
 
@@ -298,3 +299,38 @@ def test_a_grid_of_another_offset_is_drawn_where_it_lies():
     # cells 5 to 11 have their middles at 29.5 to 53.5 now
     assert_allclose(drawn.colour("mask", 52, 24.5), drawn.colour("mask", 34, 24.5), atol=SEEN)
     assert_allclose(drawn.colour("mask", 25, 24.5), drawn.colour("mask", 5, 24.5), atol=SEEN)
+
+
+def test_many_layers_with_long_names_are_readable():
+    labels = [f"c4, block {n}, conv2, context block" for n in range(12)]
+    layers = [layer(mask(torch.ones(1, 12, 16)), label=label) for label in labels]
+    image = dataclasses.replace(collected(*layers), name="a_name_of_a_camera_" * 3)
+    drawn = Drawn(draw_layers(image, layers, "mask"))
+    drawn.assert_readable()
+    shown = [ax.get_title().replace("\n", " ") for ax in drawn.figure.axes[1:13]]
+    assert shown == labels
+
+
+def test_names_of_modules_break_at_their_dots():
+    name = "backbone.layer3.12.downsample.conv"
+    assert wrapped(f"{name}, call 3\n4 x 5 cells", 9, 200) == (
+        "backbone.layer3.12.\ndownsample.conv,\ncall 3\n4 x 5 cells"
+    )
+    assert wrapped("0.98 to 1.05", 9, 100) == "0.98 to\n1.05"
+    assert wrapped("unbreakable", 9, 60).endswith("...")
+
+
+def test_a_scale_leaves_out_outliers_and_ends_at_bounds():
+    scale = Scale.of([np.r_[np.linspace(0, 1, 999), 100.0]])
+    assert (scale.low, scale.high) == pytest.approx((0, 1), abs=0.01)
+    scale = Scale.of([[0.0, 3.0]], 1.0, bounds=(0.5, 2.5))
+    assert (scale.low, scale.high) == (0.5, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "extend"),
+    [([0.4, 1.0], "min"), ([1.0, 1.6], "max"), ([0.4, 1.6], "both"), ([0.6, 1.4], "neither")],
+)
+def test_a_bar_has_an_arrow_where_values_lie_beyond(values, extend):
+    figure = style.new_figure(2, 2)
+    assert bar(figure, figure.add_subplot(), Scale(0.5, 1.5, 1.0), [values]).extend == extend

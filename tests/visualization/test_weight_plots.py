@@ -17,6 +17,7 @@ from mmattn.visualization.distance import (
     is_distribution,
     query_distance,
 )
+from mmattn.visualization.overlay import times
 from mmattn.visualization.style import Scale
 from mmattn.visualization.weights import draw_mask, draw_masks, draw_queries, weights_scale
 from tests.pictures import (
@@ -139,6 +140,23 @@ def test_each_query_is_marked_at_its_point():
         "NonLocal, c2, block 1: attention of 3 queries\n"
         "mean distance between queries all over the image: cosine 0.012, JSD 0.0034 nats"
     )
+
+
+@pytest.mark.parametrize("size", [(48, 64), (64, 20)])
+def test_the_title_of_one_query_is_inside(size):
+    one = attention((10.5, 20.5))
+    drawn = Drawn(draw_queries(collected(one, size=size), one))
+    assert drawn.title.startswith("NonLocal, c2, block 1: attention of 1 query\n")
+    assert "JSD 0.0034 nats" in " ".join(drawn.title.split())
+    drawn.assert_readable()
+
+
+def test_small_weights_are_said_to_be_small():
+    values = torch.full((12, 16), (1 - 1.26e-5 / 192) / 191)
+    values[0, 0] = 1.26e-5 / 192
+    one = layer(weights(values[None]), type="GC")
+    title = Drawn(draw_mask(collected(one), one)).panels["context mask"].get_title()
+    assert title == "context mask\n<0.001× to 1.01×"  # noqa: RUF001
 
 
 def test_eight_queries_are_readable():
@@ -268,3 +286,15 @@ def test_a_table_of_distances():
     assert table[4] == ["NonLocal, c2, block 1", one.name, "1", "0.012", "0.0034"]
     assert "0.693" in text
     assert distance_markdown([]) == ""
+
+
+def test_a_mask_of_one_cell_and_one_of_no_numbers():
+    values = torch.zeros(1, 40, 50)
+    values[0, 3, 3] = 1
+    scale = weights_scale([collected(layer(weights(values), type="GC"))])
+    assert (scale.low, scale.high) == (-11, 11)  # 2000 times an even share
+    assert times(scale.high) == "2048\N{MULTIPLICATION SIGN}"
+    assert times(-1e-9) == "1\N{MULTIPLICATION SIGN}"
+    one = layer(weights(torch.full((1, 12, 16), math.nan)), type="GC")
+    titles = [ax.get_title() for ax in draw_mask(collected(one), one).axes]
+    assert titles[1] == "context mask\nno values"

@@ -260,6 +260,11 @@ def test_a_gate_that_knows_no_classes_spreads_as_by_chance():
     assert found["class_spread"] == pytest.approx(found["class_spread_by_chance"], rel=0.02)
 
 
+def test_no_class_can_be_called_all():
+    with pytest.raises(ValueError, match="leave the class of that name out"):
+        gate_statistics(nn.Sequential(SE(8, ratio=2)), images((1, 4, 4)), {"all": 0})
+
+
 def test_classes_need_ground_truth():
     bare = SimpleNamespace(metainfo={})
     batch = {"inputs": images((1, 2, 2))[0], "data_samples": [bare]}
@@ -482,11 +487,29 @@ def test_every_plot_is_drawn(everything):
     meshes = [one for ax in gates.axes for one in ax.collections if one.get_array() is not None]
     scales = {mesh.get_clim() for mesh in meshes}
     assert scales == {(0.01, 100)}
+    assert gates.axes[0].get_xlabel() == "gate; colour: share of the values in a bin"
+    assert "Dead and saturated gates" in drawn["gate_states"].get_suptitle()
     spread = drawn["class_spread"].axes[0].lines
     assert [line.get_label() for line in spread[:2]] == [
         "between the classes",
         "to expect if the gates had nothing to do with the classes",
     ]
+
+
+def test_of_many_layers_the_title_says_which_are_shown(monkeypatch):
+    model = nn.Sequential(*[shake(SE(4, ratio=2), n) for n in range(4)])
+    batch = {"inputs": images((2, 6, 6), channels=4)[0], "data_samples": [sample([0]), sample([1])]}
+    found = gate_statistics(Detector(model), [batch], {"cat": 0})
+    for panels, words in ((4, ""), (3, "3 of 4 layers, evenly spaced from the first to the last")):
+        monkeypatch.setattr("mmattn.visualization.statistics_plots.PANELS", panels)
+        for name in ("class_gates", "class_differences"):
+            figure = figures(found)[name]
+            title = " ".join(figure.get_suptitle().split())
+            assert words in title
+            assert ("layers" in title) == bool(words)
+            shown = [ax for ax in figure.axes if ax.get_visible()]
+            assert [ax.get_xlabel() for ax in shown] == ["channels, sorted"] * panels
+            assert figure.legends[0].get_title().get_text() == "class (images that show it)"
 
 
 def test_plots_of_parameters_alone():
@@ -502,3 +525,62 @@ def test_tables_say_what_there_is(everything):
         assert title in text
     assert "(images: cat 2, dog 4)" in text
     assert max(map(len, text.splitlines())) < 150
+
+
+@pytest.mark.parametrize("broken", [(True,), (True, False), (False, True)])
+def test_gates_that_are_no_numbers(broken):
+    values = {True: torch.full((2, 8), math.nan), False: torch.full((2, 8), 1.5)}
+    toys = [Toy(lambda x, v=values[one]: [channel_gate(v)]) for one in broken]
+    found = gate_statistics(nn.Sequential(*toys), images((2, 4, 4)))
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert "n/a" in tables(found)
+    [plot] = [ax for ax in figures(found)["gates"].axes if "values over" in ax.get_title("left")]
+    shares = plot.collections[0].get_array().filled(0).sum(1)
+    assert shares.tolist() == [0 if one else 100 for one in broken]
+
+
+def test_every_part_keeps_its_mode():
+    model = nn.Sequential(SE(8, ratio=2), nn.BatchNorm2d(8).eval()).double()
+    gate_statistics(model, images((1, 4, 4)))
+    assert [part.training for part in model] == [True, False]
+    assert model.training
+
+
+def test_weights_on_the_padding_alone_have_no_entropy():
+    weights = torch.zeros(2, 1, 4, 4)
+    weights[0, 0, 3] = 0.25
+    weights[1, 0, :2] = 0.125
+    toy = Toy(lambda x: [AttentionMap("attention", "weights", weights, "detail")])
+    toy.forward = lambda x: x
+    samples = [sample(img_shape=(2, 4))] * 2
+    _, found = only(
+        gate_statistics(Detector(toy), [{"inputs": images((2, 4, 4))[0], "data_samples": samples}])
+    )
+    assert found["entropy_bits"]["mean"] == pytest.approx(3)
+    assert found["weight_on_padding"] == pytest.approx(0.5)
+
+
+def test_who_competes_is_drawn_upwards_and_said_in_the_table():
+    gct = GCT(8)
+    gct.gamma.data.view(-1)[:] = torch.tensor([1.0, 1, 1, 1, 1, 1, -1, 0])
+    found = parameter_statistics(nn.Sequential(gct))
+    ax = next(x for x in figures(found)["gct_gamma"].axes if "compete (up" in x.get_title())
+    assert [bar.get_height() for bar in ax.patches] == [75, -12.5]
+    row = next(line for line in tables(found).splitlines() if "75.0 %" in line)
+    assert row.index("75.0 %") < row.index("12.5 %")
+
+
+def test_tables_and_plots_tell_dead_from_saturated_and_region_from_region():
+    values = torch.tensor([[2.0, 2, 2, 1, 1.5, 0.5, 0.6, 0.7]]).repeat(2, 1)
+    values[1, 4:] += 0.1
+    regions = torch.tensor([[[0, 0, 0, 2]]]).repeat(2, 1, 1)
+    toys = [
+        Toy(lambda x: [channel_gate(values)]),
+        Toy(lambda x: [AttentionMap("regions", "regions", regions, "detail", count=3)]),
+    ]
+    found = gate_statistics(nn.Sequential(*toys), images((2, 1, 4)))
+    row = next(line for line in tables(found).splitlines() if "37.5 %" in line)
+    assert row.index("12.5 %") < row.index("37.5 %")  # one is dead, three are saturated
+    ax = figures(found)["regions"].axes[0]
+    heights = {c.get_label(): c.patches[0].get_height() for c in ax.containers}
+    assert heights == {"0": 75, "1": 0, "2": 25}
