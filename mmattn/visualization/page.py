@@ -140,18 +140,22 @@ def _tables(numbers: Mapping[str, Any]) -> list[_Table]:
     tables = []
     if rows := numbers.get("detections by size"):
         objects = ("objects", *FOUND) if "objects" in rows[0] else ()
-        columns = ("size", "area (px²)", *DETECTED, *(FOUND_BY.get(x, x) for x in objects))
+        found = [FOUND_BY.get(x, x) for x in objects]
+        columns = ("size", "area (px²)", *DETECTED, "score change", *found)
         text = (
             f"With the modules' effect and with their gates neutral, of a score of "
             f"{numbers['score']:g} or more, over {rows[0]['images']} "
-            f"image{'s' if rows[0]['images'] > 1 else ''}. Sizes are those of the boxes"
+            f"image{'s' if rows[0]['images'] > 1 else ''}. The score change is the mean over those "
+            "kept. Sizes are those of the boxes"
             + (", of found objects those of the annotations." if objects else ".")
         )
         cells = [
             [
                 row["size"],
                 "any" if row["size"] == "all" else limits(row["low"], row["high"]),
-                *(str(row[key]) for key in (*DETECTED, *objects)),
+                *(str(row[key]) for key in DETECTED),
+                _change(row["score change"]),
+                *(str(row[key]) for key in objects),
             ]
             for row in rows
         ]
@@ -189,6 +193,10 @@ def _regions(images: Sequence[Mapping]):
                     listed = " ".join(f"{100 * share:.0f}" for share in shares)
                     where = f"{layer['type']}, {layer['label']}"
                     yield [image["name"], where, f"{used} of {len(shares)}", bits, listed]
+
+
+def _change(value: float | None) -> str:
+    return NOT_AVAILABLE if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _number(value: float | None) -> str:

@@ -140,10 +140,10 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def png(figure: Figure, dpi: int = DPI) -> bytes:
-    """The figure as a PNG file."""
+def png(figure: Figure, dpi: int | None = None) -> bytes:
+    """The figure as a PNG file, of ``DPI`` pixels an inch."""
     with styled(), io.BytesIO() as file:
-        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+        figure.savefig(file, format="png", dpi=dpi or DPI, metadata={"Software": None})
         figure.set_layout_engine("none")  # it is laid out, and would be for each further file
         return file.getvalue()
 

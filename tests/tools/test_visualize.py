@@ -17,7 +17,7 @@ from PIL import Image
 import mmattn
 from mmattn.inspection import attention_option, config_file
 from mmattn.inspection.build import build_model
-from mmattn.visualization import attention_modules, collect, gallery
+from mmattn.visualization import attention_modules, collect, gallery, style
 from mmattn.visualization.loading import load_model
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +40,12 @@ KINDS = {
         {"regions"},
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """What is drawn here is looked at in the tests of the figures."""
+    monkeypatch.setattr(style, "DPI", 50)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +127,7 @@ def test_the_numbers_are_those_of_collect(trained, tmp_path):
     out = tmp_path / "out"
     image = folder / "tall.png"
     arguments = [config, checkpoint, str(image), "--format", "png", "--out", str(out)]
-    tool.main([*arguments, "--layers", "layer4.2.sge", "--groups", "3", "0"])
+    tool.main([*arguments, "--layers", "layer4.2.sge", "--groups", "3", "0", "--score", "0.05"])
     content = json.loads((out / "summary.json").read_text())
     model = load_model(config, checkpoint)
     [expected] = collect(model, [image], neutral=True, layers="layer4.2.sge")
@@ -140,6 +146,14 @@ def test_the_numbers_are_those_of_collect(trained, tmp_path):
     assert layer["maps"][0]["max"] == pytest.approx(float(again.layers[0].maps[0].values.max()))
     whole = sum(row["with"] for row in content["detections by size"] if row["size"] != "all")
     assert content["detections by size"][0]["with"] <= whole
+    # the table of the page says the same
+    cells = re.findall(r"<td>all</td>(.*?)</tr>", page_data(out)[1], re.DOTALL)
+    shown = re.findall(r"<td>(.*?)</td>", cells[0])
+    row = content["detections by size"][0]
+    assert shown[1:3] == [str(row["with"]), str(row["without"])]
+    assert float(shown[6].replace("\N{MINUS SIGN}", "-")) == pytest.approx(
+        row["score change"], abs=6e-4
+    )
     assert (out / "images/tall/backbone.layer4.2.sge/mask.png").is_file()
     # once more into the same folder, another layer and one image more: nothing of the first is
     # left, and one of the two is drawn by itself
