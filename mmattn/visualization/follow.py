@@ -21,6 +21,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from mmattn.visualization.geometry import Grid
 
 aten = torch.ops.aten
+# Maps whose cells lie so far apart (px) and are added are placed exactly by their mean: the four
+# of a focus layer. Of those of an FPN it depends on the weights.
+FOCUS = 1.0
 # they give cells another place, and a size that happens to be the same means nothing
 MOVES = {
     aten.permute, aten.transpose, aten.t, aten.numpy_T, aten.view, aten._unsafe_view, aten.reshape,
@@ -89,8 +92,13 @@ def _mean(grids: Sequence[Grid]) -> Grid:
     return Grid(
         tuple(sum(grid.stride[i] for grid in grids) / n for i in (0, 1)),
         tuple(sum(grid.offset[i] for grid in grids) / n for i in (0, 1)),
-        all(grid.exact for grid in grids),
+        all(grid.exact for grid in grids) and _spread(grids) <= FOCUS,
     )
+
+
+def _spread(grids: Sequence[Grid]) -> float:
+    """How far the first cells of maps lie apart, in input px."""
+    return max(max(g.offset[i] for g in grids) - min(g.offset[i] for g in grids) for i in (0, 1))
 
 
 def _pair(value) -> tuple:

@@ -17,7 +17,8 @@ class Grid:
         stride: Input pixels from one cell to the next, down and across.
         offset: The input pixel in the middle of what the first cell sees, down and across; pixels
             are counted from 0 at their centres.
-        exact: Followed through every layer up to the map; else taken from the sizes alone, as if
+        exact: Followed through every layer up to the map; else the mean of branches that were
+            added and whose cells lie apart (FPN, HRNet), or taken from the sizes alone, as if
             the map covered the input evenly.
     """
 

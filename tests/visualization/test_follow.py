@@ -183,6 +183,9 @@ def test_a_neck_and_a_network_of_many_branches():
         maps = model(x)
         assert [f.grid(y).stride[0] for y in maps] == [4.0, 8.0, 16.0, 32.0]
         assert [f.grid(y).stride[0] for y in neck(maps[:2])] == [4.0, 8.0, 16.0]
+        # sums of maps whose cells lie apart: their weights decide, and that is said
+        assert not f.grid(maps[0]).exact
+        assert not f.grid(neck(maps[:2])[0]).exact
 
 
 def test_nothing_is_left_behind():
