@@ -30,6 +30,7 @@ from mmattn.visualization.collected import Collected
 from mmattn.visualization.follow import Following, following
 from mmattn.visualization.geometry import Grid, Placement, to_image
 from mmattn.visualization.images import Prepared, prepare
+from mmattn.visualization.record import evaluating
 
 # those of the library that use the gradient, so that the map is about the box and nothing else;
 # and that need no decomposition of all cells, which c2 of a large image has no memory for
@@ -554,23 +555,20 @@ def _map(
 @contextlib.contextmanager
 def _only_layers_have_gradients(model: nn.Module) -> Iterator[None]:
     """No parameter takes a gradient, nothing is computed twice; all is as before afterwards."""
-    modes = {module: module.training for module in model.modules()}
     learn = {parameter: parameter.requires_grad for parameter in model.parameters()}
     # what is recomputed in the backward pass has no graph to its inner layers
     recompute = [module for module in model.modules() if getattr(module, "with_cp", False)]
     try:
-        model.eval()
         model.requires_grad_(False)
         for module in recompute:
             module.with_cp = False
-        yield
+        with evaluating(model):
+            yield
     finally:
         for module in recompute:
             module.with_cp = True
         for parameter, learns in learn.items():
             parameter.requires_grad_(learns)
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextlib.contextmanager

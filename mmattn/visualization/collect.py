@@ -20,7 +20,7 @@ from mmattn.visualization.follow import Following, following
 from mmattn.visualization.geometry import Grid, Placement
 from mmattn.visualization.images import Prepared, prepare
 from mmattn.visualization.neutral import neutralized
-from mmattn.visualization.record import Call, attention_modules, chosen, listening
+from mmattn.visualization.record import Call, attention_modules, chosen, evaluating, listening
 
 QUERIES = 4  # points whose attention is shown where none are named
 QUERY_GRID = 8  # cells a side of those that the distance is measured between
@@ -82,16 +82,11 @@ def collect(
             "collect expects a detector in float32, as its data preprocessor gives images, got "
             f"one in {kind}: give model.float()"
         )
-    mode = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         return [
             _collect_one(model, modules, prepared, how, neutral)
             for prepared in prepare(model, images)
         ]
-    finally:
-        for module, training in mode.items():
-            module.training = training
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,18 @@ def chosen(modules: dict[str, nn.Module], layers: Iterable[str] | None) -> dict[
 
 
 @contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation for a block; each part is then as it was, frozen ones too."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
 def listening(modules: dict[str, nn.Module], heard: Callable[[Call], None]) -> Iterator[None]:
     """Has ``heard`` called after each call of each of the modules.
 

@@ -20,7 +20,13 @@ from mmattn.plugins.maps import AttentionMap
 from mmattn.plugins.sge import SGE
 from mmattn.visualization import names
 from mmattn.visualization.distance import query_distance
-from mmattn.visualization.record import NONE_FOUND, Call, attention_modules, listening
+from mmattn.visualization.record import (
+    NONE_FOUND,
+    Call,
+    attention_modules,
+    evaluating,
+    listening,
+)
 
 SCHEMA = 1  # of to_dict
 BINS = 128
@@ -266,34 +272,28 @@ def gate_statistics(
     )
     layers: dict[tuple[str, int], _Layer] = {}
     images, shown = 0, {ALL: 0, **dict.fromkeys(classes, 0)}
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                inputs, samples = _prepared(model, batch)
-                context = _Batch(inputs, samples, classes)
+    with evaluating(model), torch.no_grad():
+        for batch in batches:
+            inputs, samples = _prepared(model, batch)
+            context = _Batch(inputs, samples, classes)
 
-                def heard(call: Call, context=context):
-                    key = (call.name, call.index)
-                    if key not in layers:
-                        layers[key] = _Layer(call, list(shown))
-                    layers[key].add(call, context)
+            def heard(call: Call, context=context):
+                key = (call.name, call.index)
+                if key not in layers:
+                    layers[key] = _Layer(call, list(shown))
+                layers[key].add(call, context)
 
-                with listening(modules, heard):  # anew, so that calls are counted by forward
-                    if samples is None:
-                        model(inputs)
-                    elif only_features:
-                        model.extract_feat(inputs)
-                    else:
-                        model(inputs, samples, mode="predict")
-                images += len(inputs)
-                for name, members in context.members.items():
-                    shown[name] += int(members.sum())
-                progress(images)
-    finally:
-        for module, training in modes.items():  # a frozen part stays as it was
-            module.training = training
+            with listening(modules, heard):  # anew, so that calls are counted by forward
+                if samples is None:
+                    model(inputs)
+                elif only_features:
+                    model.extract_feat(inputs)
+                else:
+                    model(inputs, samples, mode="predict")
+            images += len(inputs)
+            for name, members in context.members.items():
+                shown[name] += int(members.sum())
+            progress(images)
     if not images:
         raise ValueError("gate_statistics expects at least one batch of images, got none")
     spoken = parameter_statistics(model)
